@@ -1,0 +1,511 @@
+"""The log on disk: one writer, groups, segments, marks; opening is recovery.
+
+Owns every file of the directory. Promises the writer invariants of spec §6: one write and one data-sync a group, not a byte
+of the next before that sync returned; marks only behind the syncs they speak of; a failed sync is never retried.
+FORMAT.md has the bytes, DURABILITY.md the argument. Must not import zmq, threading's queues, or the clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
+from tidelog.limits import GROUP_BYTES_MAX
+
+from .core.format import (
+    GROUP_HEADER_BYTES,
+    NO_TAG,
+    SEGMENT_HEADER_BYTES,
+    SEGMENT_NAME,
+    SegmentHeader,
+    pack_group_header,
+    pack_seal,
+)
+from .core.recovery import Chain, Group, SegmentReader, Tail, damage
+from .disk import Disk, File
+from .marks import Marks
+
+SPARE = "spare"
+QUARANTINE = "quarantine"
+OURS = {SPARE, QUARANTINE, "marks", "run"}
+ROOM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class FailStop(Exception):
+    """The disk broke a promise; the process must end with 74. What was not answered has an unknown outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """Sizes in bytes. They are for new segments; recovery uses what each segment's header says."""
+
+    segment_bytes: int = 256 << 20
+    group_bytes_max: int = GROUP_BYTES_MAX
+    zero_step: int = 1 << 20
+    prepare_ahead: int = 8 << 20
+    align: int = 1
+    mark_groups: int = 64
+    mark_bytes: int = 64 << 20
+    strict: bool = False
+    accept_missing_mark: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    """What opening found and did; the broker logs it."""
+
+    created: bool = False
+    groups: int = 0
+    bytes_read: int = 0
+    cut_segment: str = ""
+    cut_offset: int = 0
+    cut_bytes: int = 0
+    quarantine: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+class Place(NamedTuple):
+    """Where a group's body lies."""
+
+    ordinal: int
+    offset: int
+
+
+Replay = Callable[[int, Group], None]
+"""(segment ordinal, group): called for each good group in order; may raise CorruptLog."""
+
+
+class Log:
+    """An open log. One thread commits; `prepare` may run in one other thread."""
+
+    def __init__(self, disk: Disk, settings: LogSettings, random: Callable[[int], bytes]) -> None:
+        self.settings = settings
+        self.report = Report()
+        self.syncs = 0
+        self.end = SEGMENT_HEADER_BYTES
+        self._disk = disk
+        self._random = random
+        self._chain = Chain()
+        self._files: dict[int, File] = {}
+        self._spare: File | None = None
+        self._prepared = 0
+        self._full = False
+        self._groups_unmarked = 0
+        self._bytes_unmarked = 0
+        # Guards _prepared, _spare and the open segment's size: they are shared with the preparing thread.
+        self._lock = threading.Lock()
+        self._file: File
+        self._zeroing: File
+        self._header: SegmentHeader
+        self._marks: Marks
+
+    # -- opening
+
+    @classmethod
+    def open(
+        cls, disk: Disk, settings: LogSettings, random: Callable[[int], bytes], replay: Replay | None = None
+    ) -> Log:
+        """Create the log, or recover it.
+
+        Raises CorruptLog or InvalidHeader (nothing was changed), StorageFull (no room to open) or FailStop.
+        """
+        log = cls(disk, settings, random)
+        try:
+            log._open(replay or (lambda ordinal, group: None))
+        except OSError as error:
+            if error.errno in ROOM_ERRORS:
+                raise StorageFull(f"no room to open the log: {error}") from error
+            raise FailStop(f"opening the log: {error}") from error
+        return log
+
+    def _open(self, replay: Replay) -> None:
+        names = self._disk.names()
+        segments = sorted(name for name in names if SEGMENT_NAME.match(name))
+        foreign = [name for name in names if name not in OURS and name not in segments and not name.endswith(".tmp")]
+        if "marks" not in names and not segments:
+            if foreign:
+                raise InvalidHeader(f"not a Tidelog directory: it holds {foreign[0]!r} and no log")
+            self._create(Marks.create(self._disk, self._random(16)))
+            return
+        for name in foreign:
+            if name.startswith(("base-", "checkpoint-")) or name[:21].replace("-", "").isdigit():
+                raise InvalidHeader(f"{name} is of a kind that this version does not read: use a newer Tidelog")
+        self._settle("marks" in names, segments)
+        self._marks = Marks.read(self._disk, "marks" in names)
+        if not segments:
+            self._marks.creation_or_damage()
+            self._create(self._marks)
+            return
+        self._recover(segments, replay)
+
+    def _create(self, marks: Marks) -> None:
+        """The first segment, behind a marks file that is already durable."""
+        self._marks = marks
+        self.report.created = True
+        self._delete_unfinished()
+        self._use_spare(self._new_spare(), ordinal=1)
+        self._marks.replace_file(self._chain, 0, 0, self._header)
+
+    def _settle(self, marked: bool, segments: list[str]) -> None:
+        """Sync and forget what will be judged: behind a failed sync the cache may hold bytes that the disk does not."""
+        for name in [*segments, *(["marks"] if marked else [])]:
+            file = self._disk.open(name, writable=True)
+            try:
+                file.sync()
+                file.drop_cache()
+            finally:
+                file.close()
+        self._disk.sync_folder()
+
+    def _recover(self, segments: list[str], replay: Replay) -> None:
+        self._marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
+        for place, name in enumerate(segments, 1):
+            if int(name[:10]) != place:
+                raise damage(name, 0, self._chain, f"segment {place} is missing")
+        reader = None
+        for name in segments:
+            if reader is not None:
+                reader.sealed_or_damage()
+            reader = self._read_segment(name, replay)
+        assert reader is not None
+        tail = reader.tail(self._marks.good, {})
+        self._file = self._disk.open(segments[-1], writable=True)
+        self._zeroing = self._disk.open(segments[-1], writable=True)
+        self._header = reader.header
+        self._files[self._header.ordinal] = self._file
+        self.end = reader.end
+        self._delete_unfinished()
+        self._cut(tail)
+        self._marks.replace_file(self._chain, self._last_group_ordinal(), self._last_group_end, self._header)
+
+    def _read_segment(self, name: str, replay: Replay) -> SegmentReader:
+        file = self._disk.open(name)
+        size = file.size()
+        header = SegmentHeader.unpack(file.read(0, SEGMENT_HEADER_BYTES), name)
+        if not self._marks.log_id:
+            self._marks.log_id = header.log_id
+        if header.log_id != self._marks.log_id:
+            raise damage(name, 0, self._chain, "it belongs to another log than the marks")
+        self._files[header.ordinal] = file
+        reader = SegmentReader(header, file.read, size, self._chain)
+        for group in reader.groups():
+            replay(header.ordinal, group)
+            self.report.groups += 1
+        self.report.bytes_read += size
+        if reader.end > SEGMENT_HEADER_BYTES:
+            self._last_group = (header.ordinal, reader.end)
+        return reader
+
+    _last_group: tuple[int, int] = (0, 0)
+
+    def _last_group_ordinal(self) -> int:
+        return self._last_group[0]
+
+    @property
+    def _last_group_end(self) -> int:
+        return self._last_group[1]
+
+    def _delete_unfinished(self) -> None:
+        """A spare or temporary file was never part of the log, and is never reused: its bytes are not known."""
+        for name in self._disk.names():
+            if name == SPARE or name.endswith(".tmp"):
+                self._disk.unlink(name)
+
+    def _cut(self, tail: Tail) -> None:
+        """Make the open segment end at T; each step may be repeated after a crash."""
+        if tail.stop > tail.offset and not tail.unfinished_roll:
+            self._quarantine(tail)
+        self._file.truncate(self.end)
+        # Always, even if nothing was cut: after a rollback whose sync failed, only a write makes the disk's inode change.
+        self._write_zeros(self.end, self._header.zero_step)
+        self._file.sync()
+        self._disk.sync_folder()
+        self._prepared = self.end + self._header.zero_step
+
+    def _write_zeros(self, offset: int, count: int) -> None:
+        if self._file.write(offset, bytes(count)) != count:
+            raise OSError(errno.ENOSPC, "short write")
+
+    def _quarantine(self, tail: Tail) -> None:
+        """Keep what will be cut, durable before it goes."""
+        if QUARANTINE not in self._disk.names():
+            self._disk.make_folder(QUARANTINE)
+        self._disk.sync_folder()
+        taken = set(self._disk.names(QUARANTINE))
+        stem = f"{self._header.ordinal}-{tail.offset}-{self._chain.group + 1}"
+        name = next(n for n in (stem, *(f"{stem}.{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+        copy = self._disk.create(f"{QUARANTINE}/{name}")
+        try:
+            at = tail.offset
+            while at < tail.stop:
+                data = self._file.read(at, min(1 << 20, tail.stop - at))
+                if copy.write(at - tail.offset, data) != len(data):
+                    raise OSError(errno.ENOSPC, "short write to the quarantine")
+                at += len(data)
+            copy.sync()
+        finally:
+            copy.close()
+        self._disk.sync_folder(QUARANTINE)
+        report = self.report
+        report.cut_segment, report.cut_offset = self._header.name, tail.offset
+        report.cut_bytes = tail.stop - tail.offset
+        report.quarantine = f"{QUARANTINE}/{name}"
+        report.warnings.append(
+            f"torn tail: cut {report.cut_bytes} bytes at offset {tail.offset} of segment {self._header.name}, kept in "
+            f"{report.quarantine}; {self._chain.group} groups and {self._chain.position} events are whole"
+        )
+
+    # -- appending
+
+    @property
+    def log_id(self) -> bytes:
+        return self._marks.log_id
+
+    @property
+    def head(self) -> int:
+        """The first position that is not durable."""
+        return self._chain.position
+
+    @property
+    def group(self) -> int:
+        """Number of the last durable group; 0 before the first."""
+        return self._chain.group
+
+    @property
+    def body_bytes_max(self) -> int:
+        """The largest body that one group may have here."""
+        return self._header.group_bytes_max - GROUP_HEADER_BYTES
+
+    def commit(self, parts: list[bytes], batches: int, next_position: int) -> Place:
+        """Write one group (batches without gaps, in `parts`) and sync it; durable when this returns.
+
+        Raises StorageFull: it is not in the log and never will be. Raises FailStop: nobody knows, the process must end.
+        """
+        body = b"".join(parts)
+        offset = self._make_room(len(body))
+        chain = self._chain
+        header = pack_group_header(
+            self._header.key, body, chain.group + 1, self._header.ordinal, offset, chain.position, batches, chain.tag
+        )
+        self._write(offset, header + body)
+        try:
+            self._file.datasync()
+        except OSError as error:
+            # Never retried: the kernel may have dropped the pages and call the next sync a success.
+            raise FailStop(f"data-sync of group {chain.group + 1}: {error}") from error
+        self.syncs += 1
+        chain.group += 1
+        chain.tag = header[-8:]
+        chain.position = next_position
+        self.end = offset + len(header) + len(body)
+        self._last_group = (self._header.ordinal, self.end)
+        self._groups_unmarked += 1
+        self._bytes_unmarked += len(header) + len(body)
+        settings = self.settings
+        if (
+            settings.strict
+            or self._groups_unmarked >= settings.mark_groups
+            or self._bytes_unmarked >= settings.mark_bytes
+        ):
+            self.mark()
+        return Place(self._header.ordinal, offset + len(header))
+
+    def _make_room(self, body_bytes: int) -> int:
+        """The offset for a group, its space prepared, in a new segment when this one is at its end."""
+        offset = self._header.aligned(self.end)
+        room = GROUP_HEADER_BYTES + body_bytes + 2 * GROUP_HEADER_BYTES + self._header.align
+        if offset + room > self._header.segment_bytes and self.end > SEGMENT_HEADER_BYTES:
+            self._roll()
+            offset = self._header.aligned(self.end)
+        while offset + room > self._prepared:
+            with self._lock:
+                if not self._zero_more(max(self._header.zero_step, 1)):
+                    raise StorageFull("no room on disk to prepare space for this append")
+        return offset
+
+    def _write(self, offset: int, data: bytes) -> None:
+        """One write; when the disk has no room, everything back to T and synced."""
+        try:
+            if self._file.write(offset, data) == len(data):
+                return
+            reason = "short write"
+        except OSError as error:
+            if error.errno not in ROOM_ERRORS:
+                raise FailStop(f"write at offset {offset} of {self._header.name}: {error}") from error
+            reason = str(error)
+        with self._lock:
+            try:
+                self._file.truncate(self.end)
+                self._file.sync()
+            except OSError as error:
+                raise FailStop(f"rollback behind {reason}: {error}") from error
+            self._prepared = self.end
+            self._full = True
+        raise StorageFull(f"no room on disk ({reason}); the append is not in the log")
+
+    def _roll(self) -> None:
+        """Seal this segment and open the next; only behind its mark comes the first group."""
+        with self._lock:
+            if self._spare is None:
+                try:
+                    self._spare = self._new_spare()
+                except OSError as error:
+                    self._drop_spare()
+                    raise self._room_or_stop(error, "preparing the next segment") from error
+        offset = self._header.aligned(self.end)
+        chain = self._chain
+        seal = pack_seal(self._header.key, chain.group, self._header.ordinal, offset, chain.position, chain.tag)
+        self._write(offset, seal)
+        with self._lock:
+            spare, self._spare = self._spare, None
+            assert spare is not None
+            try:
+                self._file.truncate(offset + len(seal))
+                self._file.sync()
+                self._zeroing.close()
+                self._use_spare(spare, self._header.ordinal + 1)
+            except OSError as error:
+                raise FailStop(f"rolling to segment {self._header.ordinal + 1}: {error}") from error
+        self.mark()
+
+    def _use_spare(self, spare: File, ordinal: int) -> None:
+        """The spare becomes the open segment: whole header first, then the name."""
+        chain, settings = self._chain, self.settings
+        header = SegmentHeader(
+            log_id=self._marks.log_id, ordinal=ordinal, first_position=chain.position, first_group=chain.group + 1,
+            key=self._random(16), previous_tag=chain.tag if chain.group else NO_TAG,
+            group_bytes_max=settings.group_bytes_max, zero_step=settings.zero_step, align=settings.align,
+            segment_bytes=settings.segment_bytes,
+        )  # fmt: skip
+        block = header.pack()
+        if spare.write(0, block) != len(block):
+            raise OSError(errno.EIO, "short write of a segment header into prepared space")
+        spare.sync()
+        self._disk.rename(SPARE, header.name)
+        self._disk.sync_folder()
+        spare.name = header.name
+        self._header, self._file = header, spare
+        self._zeroing = self._disk.open(header.name, writable=True)
+        self._files[ordinal] = spare
+        self.end = SEGMENT_HEADER_BYTES
+        self._prepared = SEGMENT_HEADER_BYTES + settings.zero_step
+
+    # -- preparing, off the append path
+
+    def prepare(self) -> bool:
+        """One step: zeros ahead in the open segment, or the spare. True if something was done; may run in a thread.
+
+        A full disk is remembered and no error here: StorageFull is for the append that needs the room.
+        Raises FailStop.
+        """
+        with self._lock:
+            ahead = min(self.end + self.settings.prepare_ahead, self._header.segment_bytes)
+            if self._prepared < ahead:
+                return self._zero_more(min(self._header.zero_step, ahead - self._prepared))
+            if self._spare is None and self.end > self._header.segment_bytes // 2:
+                try:
+                    self._spare = self._new_spare()
+                except OSError as error:
+                    self._drop_spare()
+                    failure = self._room_or_stop(error, "preparing the next segment")
+                    if isinstance(failure, FailStop):
+                        raise failure from error
+                    self._full = True
+                    return False
+                return True
+        return False
+
+    @property
+    def full(self) -> bool:
+        """True when the last step of preparing found no room."""
+        return self._full
+
+    def _zero_more(self, count: int) -> bool:
+        """Zeros behind the prepared space, synced through a description of its own (see Disk.open). Call with the lock."""
+        try:
+            done = self._zeroing.write(self._prepared, bytes(count))
+        except OSError as error:
+            if error.errno not in ROOM_ERRORS:
+                raise FailStop(f"preparing space in {self._header.name}: {error}") from error
+            done = 0
+        if done:
+            try:
+                self._zeroing.datasync()
+            except OSError as error:
+                raise FailStop(f"data-sync of prepared space: {error}") from error
+        self._prepared += done
+        self._full = done < count
+        return done > 0
+
+    def _new_spare(self) -> File:
+        """A zeroed file without a header, durable under its temporary name."""
+        spare = self._disk.create(SPARE)
+        size = SEGMENT_HEADER_BYTES + self.settings.zero_step
+        if spare.write(0, bytes(size)) != size:
+            raise OSError(errno.ENOSPC, "short write")
+        spare.sync()
+        self._disk.sync_folder()
+        return spare
+
+    def _drop_spare(self) -> None:
+        """A spare that could not be finished gives its room back; what can't be unlinked is deleted at start."""
+        try:
+            self._disk.unlink(SPARE)
+        except OSError:
+            pass
+
+    @staticmethod
+    def _room_or_stop(error: OSError, doing: str) -> StorageFull | FailStop:
+        if error.errno in ROOM_ERRORS:
+            return StorageFull(f"no room on disk: {doing}: {error}")
+        return FailStop(f"{doing}: {error}")
+
+    # -- marks, reading, closing
+
+    @property
+    def unmarked(self) -> bool:
+        """True when groups are durable that no mark names."""
+        return self._groups_unmarked > 0
+
+    def mark(self, *, clean: bool = False) -> None:
+        """Write the mark of the last durable group. Raises FailStop."""
+        try:
+            self._marks.write_slot(self._chain, *self._last_group, self._header, clean=clean)
+        except OSError as error:
+            raise FailStop(f"writing a mark: {error}") from error
+        self._groups_unmarked = self._bytes_unmarked = 0
+
+    def read(self, ordinal: int, offset: int, count: int) -> bytes:
+        """Stored bytes. Raises CorruptLog when the device can't give them or the file is shorter."""
+        try:
+            data = self._files[ordinal].read(offset, count)
+        except OSError as error:
+            raise CorruptLog(f"segment {ordinal} at offset {offset}: {error}", str(ordinal), offset) from error
+        if len(data) < count:
+            raise CorruptLog(f"segment {ordinal} ends before offset {offset + count}", str(ordinal), offset)
+        return data
+
+    def segments(self) -> int:
+        return len(self._files)
+
+    def close(self) -> None:
+        """Clean stop: cut the open segment to its end, sync, mark. Raises FailStop."""
+        with self._lock:
+            try:
+                self._file.truncate(self.end)
+                self._file.sync()
+            except OSError as error:
+                raise FailStop(f"closing {self._header.name}: {error}") from error
+        self.mark(clean=True)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of every file without another word to the disk."""
+        for file in [*self._files.values(), self._zeroing, *([self._spare] if self._spare else [])]:
+            file.close()
+        self._files.clear()
+        self._marks.close()

@@ -1,0 +1,408 @@
+#!/usr/bin/env python3
+"""Read a Tidelog log directory, prove every checksum, chain and number in it, and print its events.
+
+Written from docs/FORMAT.md alone, shares no code with broker or client and changes nothing: read_log.py DIR [--json]
+[--groups]. Events that control batches hide (truncation, retention) are printed: they are stored.
+Exit status: 0 whole, 1 torn tail, 65 damaged or of a newer format, 66 not readable at all.
+"""
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import re
+import struct
+import sys
+import zlib
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgpack
+
+MARK = struct.Struct("<8sHHI16sQQQQQQQ20sI")
+SEGMENT = struct.Struct("<8sHHI16sQQQ16s8sIIIIQQQ")
+RECORD = struct.Struct("<4sIQQQQII8s8s")
+BATCH = struct.Struct("<BBBBIIIIIQQQQ")
+BASE = struct.Struct("<8sHHI16sQQ8sII")
+SEGMENT_NAME = re.compile(r"(\d{10})-(\d{20})(?:\.([1-9]\d*))?", re.ASCII)
+BASE_NAME = re.compile(r"base-(\d{20})", re.ASCII)
+CONTROLS = ["", "session", "cursor", "lease", "truncate-log", "truncate-stream", "retention-rule", "retention-cut"]
+CONTROL_FIELDS = [0, 2, 4, 4, 1, 2, 5, 3]
+EVENT_MAX, APPEND_EVENTS_MAX, APPEND_BYTES_MAX = 1 << 20, 65_536, 12 << 20
+CHUNK = 1 << 20
+
+Event = namedtuple("Event", "position stream version type id recorded_at payload metadata deleted")
+Group = namedtuple("Group", "group segment offset first_position batches length")
+Control = namedtuple("Control", "control recorded_at fields")
+Mark = namedtuple("Mark", "log_id sequence group segment offset head open_segment open_position")
+Record = namedtuple("Record", "magic length number segment offset position count crc previous tag")
+Batch = namedtuple("Batch", "kind flags name_len layout length index count n region_len position version time types")
+
+
+class Verdict(NamedTuple):
+    kind: str = "whole"  # or "torn", "damaged", "newer"
+    segment: int = 0
+    offset: int = 0
+    length: int = 0
+    proof: str = ""
+
+    def __str__(self) -> str:
+        torn = f"torn tail at segment {self.segment} offset {self.offset}, {self.length} bytes"
+        words = {"whole": "whole", "torn": torn, "damaged": f"DAMAGED: {self.proof}"}
+        return words.get(self.kind, f"NEWER FORMAT: {self.proof}")
+
+
+class Proof(Exception):
+    """Why the reading ends: the verdict's kind and the words for it."""
+
+
+def need(right: object, proof: str, kind: str = "damaged") -> None:
+    if not right:
+        raise Proof(kind, proof)
+
+
+def round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def content_end(file: BinaryIO, at: int) -> int:
+    """The place behind the last byte from `at` on that is not zero, or `at` when there is none."""
+    end = at
+    file.seek(at)
+    while chunk := file.read(CHUNK):
+        kept = len(chunk.rstrip(b"\0"))
+        end, at = at + kept if kept else end, at + len(chunk)
+    return end
+
+
+class Segment:
+    """One segment file and its header, checked as far as it can be alone."""
+
+    def __init__(self, path: Path, ordinal: int, first_position: int, compacted: bool) -> None:
+        self.path, self.name, self.compacted = path, f"segment {path.name}", compacted
+        self.size = path.stat().st_size
+        with path.open("rb") as file:
+            raw = file.read(SEGMENT.size)
+            need(len(raw) == SEGMENT.size and raw[:8] == b"TideSeg\0", f"{self.name}: no segment header")
+            head = SEGMENT.unpack(raw)
+            need(head[1] < 2, f"{self.name}: InvalidHeader, version {head[1]}", "newer")
+            need(128 <= head[3] <= self.size, f"{self.name}: length of the header")
+            raw += file.read(head[3] - SEGMENT.size)  # bounded by the file's size
+            self.start = round_up(len(raw), 4096)
+            padding = file.read(self.start - len(raw))
+        need(zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"), f"{self.name}: CRC of the header")
+        self.log_id, self.ordinal, self.first_position, self.first_group, self.key, self.previous = head[4:10]
+        self.record_max, _, self.align = head[10:13]
+        self.next_position, self.last_group = head[15:17]
+        self.last_tag, count = (raw[120:128], int.from_bytes(raw[128:132], "little")) if compacted else (b"", 0)
+        need(len(raw) == (136 + 16 * count if compacted else 128), f"{self.name}: length of the header")
+        self.removed = list(struct.iter_unpack("<QQ", raw[132:-4])) if compacted else []
+        bounds = [first_position, *(bound for pair in self.removed for bound in pair), self.next_position]
+        need(not compacted or bounds == sorted(bounds), f"{self.name}: order of the ranges")
+        right = head[1:3] == (1, 1 + compacted) and self.align and not padding.strip(b"\0")
+        need(right, f"{self.name}: version, kind, align or padding of the header")
+        need((ordinal, first_position) == (self.ordinal, self.first_position), f"{self.name}: the name is another's")
+
+    def record(self, raw: bytes, at: int) -> Record | None:
+        """The group header or seal in `raw`, if it is authentic at the offset `at`."""
+        if len(raw) < RECORD.size or raw[:4] not in (b"TLGR", b"TLSL"):
+            return None
+        record = Record(*RECORD.unpack(raw))
+        tag = hashlib.blake2b(raw[:56], digest_size=8, key=self.key).digest()
+        return record if record.tag == tag and record[3:5] == (self.ordinal, at) else None
+
+    def read_record(self, file: BinaryIO, at: int) -> Record | None:
+        file.seek(at)
+        return self.record(file.read(RECORD.size), at)
+
+    def has_seal(self) -> bool:
+        with self.path.open("rb") as file:
+            at = self.start
+            while record := self.read_record(file, at):
+                if record.magic == b"TLSL":
+                    return True
+                at = round_up(at + RECORD.size + record.length, self.align)
+        return False
+
+    def scan(self, file: BinaryIO, at: int, stop: int) -> Iterator[Record]:
+        """Every authentic record that begins in [at, stop), wherever it stands."""
+        for base in range(at, min(stop, self.size), CHUNK):
+            file.seek(base)
+            chunk = file.read(CHUNK + RECORD.size - 1)
+            for hit in re.finditer(b"TLGR|TLSL", chunk):
+                record = self.record(chunk[hit.start() : hit.start() + RECORD.size], base + hit.start())
+                if record and record.offset < stop:
+                    yield record
+
+    def is_removed(self, start: int, stop: int) -> bool:
+        """Whether every position of [start, stop) is told as removed."""
+        for low, high in self.removed:
+            start = high if low <= start < high else start
+        return start >= stop
+
+
+class Reader:
+    """Walks a log once; `verdict` holds when the walk is over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.verdict = path, Verdict()
+        self.group, self.tag, self.head = 0, bytes(8), 0  # the last good group, its tag, the position behind it
+        self.streams: dict[str, tuple[int, int]] = {}  # next version (-1: ended), compacted segments before it
+        self.compactions, self.doubt = 0, ""
+
+    def walk(self) -> Iterator[Group | Event | Control]:
+        try:
+            yield from self._walk()
+        except Proof as error:
+            self.verdict = Verdict(error.args[0], proof=error.args[1])
+
+    def _walk(self) -> Iterator[Group | Event | Control]:
+        self.marks = self._read_marks()
+        log_id = max(self.marks, key=lambda mark: mark.sequence).log_id if self.marks else None
+        files: dict[int, dict[int, tuple[Path, int]]] = {}
+        self.bases: dict[int, bytes] = {}
+        for path in sorted(self.path.iterdir()):
+            if match := SEGMENT_NAME.fullmatch(path.name):
+                files.setdefault(int(match[1]), {})[int(match[3] or 0)] = (path, int(match[2]))
+            elif match := BASE_NAME.fullmatch(path.name):
+                self.bases[int(match[1])] = self._read_base(path, (1, int(match[1]), log_id))
+        need(self.marks or not files, "no good mark while a segment exists")
+        for number, ordinal in enumerate(sorted(files), 1):
+            need(number == ordinal, f"segment {number} is not there, segment {ordinal} is")
+            segment = self._choose(ordinal, files[ordinal])
+            need(log_id == segment.log_id, f"{segment.name}: the log id is not the marks'")
+            follows = (segment.first_group, segment.first_position, segment.previous)
+            follows = follows == (self.group + 1, self.head, self.tag)
+            need(follows, f"{segment.name}: group, position or tag does not follow what came before")
+            with segment.path.open("rb") as file:
+                yield from self._walk_segment(segment, file, ordinal == len(files))
+        names = [(f"base-{group}", group) for group in self.bases]
+        for name, group in names + [(f"mark {mark.sequence}", mark.group) for mark in self.marks]:
+            need(group <= self.group, f"{name} names group {group}, the last good one is {self.group} ({self.doubt})")
+        for mark in self.marks:
+            there = [position for _, position in files.get(mark.open_segment, {}).values()]
+            found = not mark.open_segment or mark.open_position in there
+            need(found, f"mark {mark.sequence} names open segment {mark.open_segment}, which is not there")
+
+    def _read_marks(self) -> list[Mark]:
+        path = self.path / "marks"
+        with path.open("rb") if path.exists() else io.BytesIO() as file:
+            raw = file.read(8192)
+        slots = [MARK.unpack(slot) for slot in (raw[:112], raw[4096:4208]) if len(slot) == 112]
+        good = [
+            slot for slot in slots if slot[:2] == (b"TideMrk\0", 1) and slot[-1] == zlib.crc32(MARK.pack(*slot)[:-4])
+        ]
+        return [Mark(*slot[4:12]) for slot in good]
+
+    def _read_base(self, path: Path, names: tuple[int, int, bytes | None]) -> bytes:
+        raw = path.read_bytes()
+        need(len(raw) >= BASE.size and raw[:8] == b"TideBas\0", f"{path.name}: no base header")
+        _, version, _, crc, log_id, group, length, tag, _, own = BASE.unpack_from(raw)
+        sums = zlib.crc32(raw[:60]) == own and zlib.crc32(raw[64:]) == crc and length == len(raw) - 64
+        need(sums and (version, group, log_id) == names, f"{path.name}: checksum, length, version, group or log id")
+        return tag
+
+    def _choose(self, ordinal: int, files: dict[int, tuple[Path, int]]) -> Segment:
+        """The highest suffix with a whole header and a seal; the lowest in any case, to explain itself."""
+        for suffix in sorted(files, reverse=True)[:-1]:
+            try:
+                segment = Segment(files[suffix][0], ordinal, files[suffix][1], suffix > 0)
+            except Proof as error:
+                need(error.args[0] == "damaged", error.args[1], "newer")
+                continue
+            if segment.has_seal():
+                return segment
+        return Segment(files[min(files)][0], ordinal, files[min(files)][1], min(files) > 0)
+
+    def _walk_segment(self, segment: Segment, file: BinaryIO, is_open: bool) -> Iterator[Group | Event | Control]:
+        need(not (is_open and segment.compacted), f"{segment.name}: compacted, but the last one")
+        self.compactions += segment.compacted
+        at = end = segment.start
+        while True:
+            place = f"{segment.name} offset {at}"
+            record = segment.read_record(file, at)
+            doubt = self._doubt(segment, record, at)
+            if doubt or record.magic == b"TLSL":
+                break
+            body = file.read(record.length)  # bounded by group_bytes_max and the file's size
+            if zlib.crc32(body) != record.crc:
+                doubt = f"CRC of the body of group {record.number}"
+                break
+            need(record.previous == self.tag, f"{place}: group {record.number} does not continue the chain of tags")
+            file.seek(end)
+            need(not file.read(at - end).strip(b"\0"), f"{place}: bytes between the groups are not zeros")
+            items = list(self._batches(segment, record, body, f"{place} group {record.number}"))
+            self.group, self.tag = record.number, record.tag
+            end = at + RECORD.size + record.length
+            at = round_up(end, segment.align)
+            if not segment.compacted:  # compaction moves the offsets and makes the tags anew
+                self._compare(segment.ordinal, (end, at), place)
+            yield Group(record.number, segment.ordinal, record.offset, record.position, record.count, record.length)
+            yield from items
+        if is_open:
+            self._judge_tail(segment, file, at)
+            self.doubt = f"{place}: {doubt or 'a seal'}"
+            return
+        need(not doubt, f"{place}: {doubt}")
+        if segment.compacted:
+            gone = segment.is_removed(self.head, segment.next_position)
+            need(gone, f"{place}: events are missing and not told as removed")
+            self.group, self.head = segment.last_group, segment.next_position
+        named = record[1:3] + record[5:9] == (0, self.group, self.head, 0, 0, self.tag)
+        need(named, f"{place}: the seal does not name the last group {self.group}")
+        need(content_end(file, at + RECORD.size) == at + RECORD.size, f"{place}: bytes behind the seal")
+        self.tag = segment.last_tag or self.tag
+
+    def _doubt(self, segment: Segment, record: Record | None, at: int) -> str:
+        """Why the record at this place cannot be the next good one ('' when nothing speaks against it yet)."""
+        if record is None:
+            return f"no authentic header behind group {self.group}"
+        top = segment.last_group if segment.compacted else self.group + 1
+        if record.magic == b"TLGR" and not self.group < record.number <= top:
+            return f"group {record.number} stands behind group {self.group}"
+        too_long = record.length > min(segment.record_max, segment.size - at) - RECORD.size
+        return f"length of group {record.number}" if too_long else ""
+
+    def _judge_tail(self, segment: Segment, file: BinaryIO, at: int) -> None:
+        for record in segment.scan(file, at, at + 2 * segment.record_max + (16 << 20)):
+            seal = record.magic == b"TLSL"
+            what = f"{'seal' if seal else 'header'} of group {record.number} at offset {record.offset}"
+            lost = f"{segment.name} offset {at}: group {self.group} was the last good one, yet an authentic {what}"
+            need(record.number < self.group + 2 - seal, lost)
+        if (length := content_end(file, at) - at) > 0:
+            self.verdict = Verdict("torn", segment.ordinal, at, length)
+
+    def _compare(self, ordinal: int, ends: tuple[int, int], place: str) -> None:
+        """Hold marks and bases against the group just read."""
+        need(self.bases.get(self.group, self.tag) == self.tag, f"{place}: base-{self.group} has another tag")
+        for mark in self.marks:
+            same = mark.segment == ordinal and mark.offset in ends and mark.head == self.head
+            wrong = f"{place}: mark {mark.sequence} names another place or head for group {self.group}"
+            need(mark.group != self.group or same, wrong)
+
+    def _batches(self, segment: Segment, record: Record, body: bytes, place: str) -> Iterator[Event | Control]:
+        self._advance(segment, record.position, place)
+        at = due = due_count = total = events = 0
+        for number in range(record.count):
+            where = f"{place} batch {number}"
+            need(len(body) - at >= BATCH.size + 4, f"{where}: the body ends")
+            batch = Batch(*BATCH.unpack_from(body, at))
+            need(BATCH.size + 4 <= batch.length <= len(body) - at, f"{where}: length")
+            raw, at = body[at : at + batch.length], at + batch.length
+            need(zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"), f"{where}: CRC")
+            need(batch.kind in b"BC" and not batch.flags & ~3, f"{where}: kind or flags")
+            start = BATCH.size + batch.name_len
+            start += 17 + raw[min(start, len(raw) - 1)] if batch.flags & 2 else 0
+            need(start + batch.region_len + 4 == len(raw), f"{where}: lengths of the parts")
+            follows = batch.index < batch.count  # the append's other batches may be gone in a compacted segment
+            if not segment.compacted:
+                follows = follows and batch.index == due and (not due or batch.count == due_count)
+                due, due_count = (batch.index + 1) % (batch.count or 1), batch.count
+            need(follows, f"{where}: index or count of the append")
+            try:
+                name, fields = raw[BATCH.size :][: batch.name_len].decode(), msgpack.unpackb(raw[start:-4])
+            except (ValueError, msgpack.UnpackException) as error:
+                raise Proof("damaged", f"{where}: {error!r}") from error
+            if batch.kind == ord("C"):
+                yield self._control(batch, fields, where)
+                continue
+            need(batch.layout == 1, f"{where}: layout {batch.layout}", "newer")
+            need(name and 1 <= batch.n <= (1 if batch.flags & 1 else APPEND_EVENTS_MAX), f"{where}: name or count")
+            self._advance(segment, batch.position, where)
+            self.head += batch.n
+            free = all(high <= batch.position or self.head <= low for low, high in segment.removed)
+            need(free, f"{where}: stands in a removed range")
+            self._next_version(segment, name, batch, where)
+            rows, size = self._columns(fields, batch, where)
+            fresh = segment.compacted or batch.index == 0
+            total, events = (size, batch.n) if fresh else (total + size, events + batch.n)
+            need(total <= APPEND_BYTES_MAX and events <= APPEND_EVENTS_MAX, f"{where}: the append is too large")
+            for i, (id_, kind, meta, data) in enumerate(rows):
+                place_in = (batch.position + i, name, batch.version + i)
+                yield Event(*place_in, kind, id_, batch.time, data, meta, bool(batch.flags & 1))
+        need(record.count and at == len(body) and not due, f"{place}: count of batches, or an append is not whole")
+
+    def _advance(self, segment: Segment, position: int, where: str) -> None:
+        follows = position == self.head or (position > self.head and segment.is_removed(self.head, position))
+        need(follows, f"{where}: position {position} does not follow, the head is {self.head}")
+        self.head = position
+
+    def _next_version(self, segment: Segment, name: str, batch: Batch, where: str) -> None:
+        due, known = self.streams.get(name, (0, 0))
+        gap_allowed = segment.compacted or known < self.compactions  # removed batches leave gaps in the versions
+        follows = batch.version == due or (batch.version > due >= 0 and gap_allowed)
+        need(follows, f"{where}: version {batch.version} of {name!r} does not follow, {due} is due (-1: ended)")
+        self.streams[name] = (-1 if batch.flags & 1 else batch.version + batch.n, self.compactions)
+
+    def _columns(self, fields: Any, batch: Batch, where: str) -> tuple[list[tuple[bytes, str, bytes, bytes]], int]:
+        need(isinstance(fields, list) and len(fields) == 4, f"{where}: the region is no array of four")
+        ids, types, metadata, payloads = fields
+        need(isinstance(ids, bytes) and len(ids) == 16 * batch.n, f"{where}: event ids")
+        columns = ([types] * batch.n if isinstance(types, str) else types, metadata or [b""] * batch.n, payloads)
+        for column, kind in zip(columns, (str, bytes, bytes), strict=True):
+            cells = isinstance(column, list) and len(column) == batch.n and all(type(cell) is kind for cell in column)
+            need(cells, f"{where}: a column is not {batch.n} of {kind.__name__}")
+        rows = list(zip((ids[at : at + 16] for at in range(0, len(ids), 16)), *columns, strict=True))
+        signature, total = 0, 0
+        for _, kind, meta, data in rows:
+            encoded = kind.encode()
+            signature |= 1 << (zlib.crc32(encoded) & 63)
+            size = 16 + len(encoded) + len(meta) + len(data)
+            need(size <= EVENT_MAX, f"{where}: an event is too large")
+            total += size
+        need(signature == batch.types, f"{where}: signature of the types")
+        return rows, total
+
+    def _control(self, batch: Batch, fields: Any, where: str) -> Control:
+        need(1 <= batch.layout < len(CONTROLS), f"{where}: control subtype {batch.layout}", "newer")
+        empty = not any((batch.name_len, batch.n, batch.position, batch.version, batch.types))
+        last = batch.index + 1 == batch.count and (batch.count == 1 or batch.layout == 2)
+        need(empty and last, f"{where}: a control batch with events, or within an append")
+        whole = isinstance(fields, list) and len(fields) >= CONTROL_FIELDS[batch.layout]
+        need(whole, f"{where}: fields of a control batch")
+        return Control(CONTROLS[batch.layout], batch.time, fields)
+
+
+def read_log(path: str | Path) -> tuple[list[Event], Verdict]:
+    """All good events of the log in their order, and what is to be said of the whole."""
+    reader = Reader(Path(path))
+    events = [item for item in reader.walk() if isinstance(item, Event)]
+    return events, reader.verdict
+
+
+def line(item: Group | Event | Control, as_json: bool) -> str:
+    shown = item._asdict()
+    if not as_json:
+        shown.pop("deleted", None)
+        text = " ".join(f"{key} {value.hex() if key == 'id' else value}" for key, value in shown.items())
+        return text + (" deleted" if isinstance(item, Event) and item.deleted else "")
+    if isinstance(item, Event):
+        columns = {f"{key}_b64": base64.b64encode(shown.pop(key)).decode() for key in ("payload", "metadata")}
+        shown |= {"id": item.id.hex(), **columns}
+    return json.dumps(shown, ensure_ascii=False, default=repr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--groups", action="store_true", help="group and control batch lines too")
+    options = parser.parse_args()
+    reader, groups, events = Reader(options.dir), 0, 0
+    try:
+        for item in reader.walk():
+            groups, events = groups + isinstance(item, Group), events + isinstance(item, Event)
+            if options.groups or isinstance(item, Event):
+                print(line(item, options.json))
+    except OSError as error:
+        print(f"cannot read: {error}", file=sys.stderr)
+        return 66
+    print(f"{groups} groups, {events} events, {reader.verdict}", file=sys.stderr)
+    return {"whole": 0, "torn": 1}.get(reader.verdict.kind, 65)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,574 @@
+"""A disk in memory that can lose power: page cache, durable image, and every state a crash may leave between them.
+
+Owns: what is in the cache, what is on the platter, what is under way. Promises the contract of `tidelog_broker.disk`
+(tests/support/test_disks.py runs the same tests against this and the real one). The model, and what it assumes:
+
+- A write changes the cache; until its file is synced, each 512-byte sector of it may be on the platter or not, in any
+  order; the sector that was being written keeps the bytes that the write does not change, and of those it does, a
+  part before or behind some cut is new. With `garbage` the interrupted sector holds anything (disks for --align 4096).
+- A file's new size may be durable without its data (zeros are read), and data without the size: it is not seen.
+- A truncate is done or undone, on its own. Directory operations are durable in order, per folder: a journal.
+- A failed sync: part of the data went to the platter, the pages count as clean, the next sync says OK and writes
+  nothing (fsyncgate) until a page is written again. `drop_cache` shows what the platter holds; the size in the
+  kernel's inode may outlive that (`keep_size`).
+- A kill leaves everything as it is: go on with the same SimDisk, or with `clone()`.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice, product
+from random import Random
+
+SECTOR = 512
+PAGE = 4_096
+
+Image = dict[str, bytes]
+"""Names → contents; "folder/" → b"" for a folder."""
+
+Op = tuple[int, bytes]
+"""(offset, data): a write; (size, b""): a truncate; (-size, b""): the size grows to that, the data is not there yet."""
+
+
+class PowerCut(BaseException):
+    """The machine is gone. No Exception: nobody may handle it."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """How a call fails: with `errno`, or (errno 0, a write only) by taking just `short` bytes.
+
+    A write that fails takes `short` bytes into the cache first. A sync that fails leaves `reached` of what was
+    pending on the platter: 0.0 nothing, 1.0 all, between: that part of the sectors, from the front.
+    """
+
+    errno: int = errnos.EIO
+    short: int = 0
+    reached: float = 0.0
+
+
+class Inode:
+    """A file's cache and platter. `pending`: operations in order that are not durable yet."""
+
+    __slots__ = ("cache", "lost", "number", "pending", "platter")
+
+    def __init__(self, number: int, content: bytes = b"") -> None:
+        self.number = number
+        self.cache = bytearray(content)
+        self.platter = content
+        self.pending: list[Op] = []
+        self.lost = False
+        """True once the cache may hold clean pages that the platter does not."""
+
+    def clone(self) -> Inode:
+        other = Inode.__new__(Inode)
+        other.number, other.cache, other.platter = self.number, bytearray(self.cache), self.platter
+        other.pending, other.lost = list(self.pending), self.lost
+        return other
+
+    def write(self, offset: int, data: bytes) -> None:
+        cache = self.cache
+        size, stop = len(cache), offset + len(data)
+        if offset > size:
+            cache.extend(bytes(offset - size))
+        cache[offset:stop] = data
+        if self.lost:
+            # A page that is written again goes to the platter whole, with what the cache holds around the new bytes.
+            start = offset // PAGE * PAGE
+            end = -(-stop // PAGE) * PAGE
+            page = bytes(cache[start:end])
+            data = page.ljust(min(end, max(len(self.platter), len(cache))) - start, b"\0")
+            offset = start
+        self.pending.append((offset, data))
+
+    def truncate(self, size: int) -> None:
+        if size < len(self.cache):
+            del self.cache[size:]
+        else:
+            self.cache.extend(bytes(size - len(self.cache)))
+        self.pending.append((size, b""))
+
+    def sync(self) -> None:
+        if self.pending:
+            self.platter = apply(self.platter, self.pending) if self.lost else bytes(self.cache)
+            self.pending = []
+
+    def fail_sync(self, reached: float) -> None:
+        """Part of the data arrives, all of it counts as clean."""
+        if not self.pending:
+            return
+        if reached >= 1:
+            kept = self.pending
+        else:
+            kept = []
+            for offset, data in self.pending if reached > 0 else ():
+                cut = (offset + int(len(data) * reached)) // SECTOR * SECTOR - offset
+                if data and cut > 0:
+                    kept.append((offset, data[:cut]))
+        self.platter = apply(self.platter, kept)
+        self.pending = []
+        self.lost = True
+
+    def drop(self, keep_size: bool) -> None:
+        if not self.lost:
+            return
+        size = len(self.cache)
+        self.cache = bytearray(apply(self.platter, self.pending))
+        if keep_size:
+            if size < len(self.cache):
+                del self.cache[size:]
+            else:
+                self.cache.extend(bytes(size - len(self.cache)))
+        self.lost = self.cache != apply(self.platter, self.pending)
+
+
+def apply(base: bytes, ops: list[Op]) -> bytes:
+    """`base` after `ops`, in order."""
+    data = bytearray(base)
+    for offset, piece in ops:
+        if not piece and 0 <= offset < len(data):
+            del data[offset:]
+            continue
+        if abs(offset) > len(data):
+            data.extend(bytes(abs(offset) - len(data)))
+        if piece:
+            data[offset : offset + len(piece)] = piece
+    return bytes(data)
+
+
+class SimFile:
+    """An open file of a SimDisk."""
+
+    __slots__ = ("_closed", "_disk", "_writable", "inode", "name")
+
+    def __init__(self, disk: SimDisk, name: str, inode: Inode, writable: bool) -> None:
+        self.name = name
+        self.inode = inode
+        self._disk = disk
+        self._writable = writable
+        self._closed = False
+
+    def _check(self, writing: bool = False) -> None:
+        if self._closed or (writing and not self._writable):
+            raise OSError(errnos.EBADF, os.strerror(errnos.EBADF), self.name)
+
+    def size(self) -> int:
+        self._check()
+        return len(self.inode.cache)
+
+    def read(self, offset: int, count: int) -> bytes:
+        self._check()
+        disk = self._disk
+        disk.reads += 1
+        if disk.dead:
+            raise PowerCut
+        if disk.fault is not None:
+            fault = disk.fault("read", self.name)
+            if fault is not None:
+                raise OSError(fault.errno, os.strerror(fault.errno), self.name)
+        data = bytes(self.inode.cache[offset : offset + count])
+        disk.read_bytes += len(data)
+        return data
+
+    def write(self, offset: int, data: bytes) -> int:
+        self._check(True)
+        data = bytes(data)
+        disk = self._disk
+        fault = disk.begin("write", self.name, offset, data)
+        if fault is not None:
+            taken = data[: fault.short]
+            if taken:
+                self.inode.write(offset, taken)
+            if fault.errno:
+                raise OSError(fault.errno, os.strerror(fault.errno), self.name)
+            return len(taken)
+        if data:
+            self.inode.write(offset, data)
+        if disk.cut_at is not None:
+            disk.end()
+        return len(data)
+
+    def datasync(self) -> None:
+        self._sync("datasync")
+
+    def sync(self) -> None:
+        self._sync("sync")
+
+    def _sync(self, op: str) -> None:
+        self._check()
+        disk = self._disk
+        fault = disk.begin(op, self.name, 0, b"")
+        if fault is not None:
+            self.inode.fail_sync(fault.reached)
+            raise OSError(fault.errno, os.strerror(fault.errno), self.name)
+        self.inode.sync()
+        if disk.cut_at is not None:
+            disk.end()
+
+    def truncate(self, size: int) -> None:
+        self._check(True)
+        disk = self._disk
+        disk.begin_or_raise("truncate", self.name, size)
+        if size != len(self.inode.cache) or self.inode.lost:
+            self.inode.truncate(size)
+        if disk.cut_at is not None:
+            disk.end()
+
+    def drop_cache(self) -> None:
+        self._check()
+        disk = self._disk
+        if disk.dead:
+            raise PowerCut
+        self.inode.drop(disk.keep_size)
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class SimDisk:
+    """One directory in memory.
+
+    `before(op, name)` is called before every operation that changes something: the place to look at crash states.
+    `fault(op, name)` may return a Fault for a call. `cut_at`: the power goes in the n-th changing call from now.
+    """
+
+    def __init__(self, image: Image | None = None, *, keep_size: bool = False) -> None:
+        self.keep_size = keep_size
+        self.before: Callable[[str, str], None] | None = None
+        self.fault: Callable[[str, str], Fault | None] | None = None
+        self.cut_at: int | None = None
+        self.dead = False
+        self.trace: list[tuple[str, str, int, int]] | None = None
+        self.reads = self.read_bytes = self.calls = 0
+        self._inodes = 0
+        self._files: dict[str, Inode] = {}
+        self._folders: set[str] = set()
+        for name, content in (image or {}).items():
+            if name.endswith("/"):
+                self._folders.add(name[:-1])
+            else:
+                self._inodes += 1
+                self._files[name] = Inode(self._inodes, content)
+        self._durable_files = dict(self._files)
+        self._durable_folders = set(self._folders)
+        self._pending: dict[str, list[tuple[str, str, str, Inode | None]]] = {}
+
+    # ---- the calls of Disk ----
+
+    def names(self, folder: str = "") -> list[str]:
+        if self.dead:
+            raise PowerCut
+        if folder:
+            head = folder + "/"
+            return sorted(name[len(head) :] for name in self._files if name.startswith(head))
+        return sorted([name for name in self._files if "/" not in name] + list(self._folders))
+
+    def create(self, name: str) -> SimFile:
+        self.begin_or_raise("create", name)
+        folder = self._folder_of(name)
+        if name in self._files or name in self._folders:
+            raise FileExistsError(errnos.EEXIST, os.strerror(errnos.EEXIST), name)
+        self._inodes += 1
+        inode = Inode(self._inodes)
+        self._files[name] = inode
+        self._pending.setdefault(folder, []).append(("create", name, "", inode))
+        if self.cut_at is not None:
+            self.end()
+        return SimFile(self, name, inode, True)
+
+    def open(self, name: str, *, writable: bool = False) -> SimFile:
+        if self.dead:
+            raise PowerCut
+        if self.fault is not None:
+            fault = self.fault("open", name)
+            if fault is not None:
+                raise OSError(fault.errno, os.strerror(fault.errno), name)
+        return SimFile(self, name, self._find(name), writable)
+
+    def rename(self, old: str, new: str) -> None:
+        self.begin_or_raise("rename", old)
+        folder = self._folder_of(new)
+        if folder != self._folder_of(old):
+            raise NotImplementedError("a rename between folders")
+        self._files[new] = self._find(old)
+        if old != new:
+            del self._files[old]
+        self._pending.setdefault(folder, []).append(("rename", old, new, None))
+        if self.cut_at is not None:
+            self.end()
+
+    def unlink(self, name: str) -> None:
+        self.begin_or_raise("unlink", name)
+        self._find(name)
+        del self._files[name]
+        self._pending.setdefault(self._folder_of(name), []).append(("unlink", name, "", None))
+        if self.cut_at is not None:
+            self.end()
+
+    def make_folder(self, name: str) -> None:
+        self.begin_or_raise("make_folder", name)
+        if name in self._folders or name in self._files:
+            raise FileExistsError(errnos.EEXIST, os.strerror(errnos.EEXIST), name)
+        self._folders.add(name)
+        self._pending.setdefault("", []).append(("make_folder", name, "", None))
+        if self.cut_at is not None:
+            self.end()
+
+    def sync_folder(self, folder: str = "") -> None:
+        # A directory's failed sync keeps what is pending: the journal has it, or the file system is read-only.
+        self.begin_or_raise("sync_folder", folder)
+        if folder and folder not in self._folders:
+            raise FileNotFoundError(errnos.ENOENT, os.strerror(errnos.ENOENT), folder)
+        pending = self._pending.pop(folder, None)
+        if pending:
+            _replay(pending, self._durable_files, self._durable_folders)
+        if self.cut_at is not None:
+            self.end()
+
+    def lock(self) -> None:
+        """There is only one process."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _find(self, name: str) -> Inode:
+        inode = self._files.get(name)
+        if inode is None:
+            raise FileNotFoundError(errnos.ENOENT, os.strerror(errnos.ENOENT), name)
+        return inode
+
+    def _folder_of(self, name: str) -> str:
+        folder, slash, _ = name.rpartition("/")
+        if slash and folder not in self._folders:
+            raise FileNotFoundError(errnos.ENOENT, os.strerror(errnos.ENOENT), name)
+        return folder
+
+    # ---- faults and power ----
+
+    def begin(self, op: str, name: str, offset: int, data: bytes) -> Fault | None:
+        """Before a changing call: look, count, fail, or lose power halfway through a write."""
+        if self.dead:
+            raise PowerCut
+        if self.before is not None:
+            self.before(op, name)
+        self.calls += 1
+        if self.trace is not None:
+            self.trace.append((op, name, offset, len(data)))
+        return self.fault(op, name) if self.fault is not None else None
+
+    def begin_or_raise(self, op: str, name: str, offset: int = 0) -> None:
+        fault = self.begin(op, name, offset, b"")
+        if fault is not None:
+            raise OSError(fault.errno, os.strerror(fault.errno), name)
+
+    def end(self) -> None:
+        """Behind a changing call's effect in the cache: the cut that was planned for this one."""
+        assert self.cut_at is not None
+        self.cut_at -= 1
+        if self.cut_at <= 0:
+            self.dead = True
+            raise PowerCut
+
+    # ---- states ----
+
+    def clone(self) -> SimDisk:
+        """The same cache and platter, no hooks: what a killed process leaves behind."""
+        other = SimDisk(keep_size=self.keep_size)
+        copies: dict[int, Inode] = {}
+
+        def copy(inode: Inode) -> Inode:
+            twin = copies.get(inode.number)
+            if twin is None:
+                twin = copies[inode.number] = inode.clone()
+            return twin
+
+        other._inodes = self._inodes
+        other._files = {name: copy(inode) for name, inode in self._files.items()}
+        other._folders = set(self._folders)
+        other._durable_files = {name: copy(inode) for name, inode in self._durable_files.items()}
+        other._durable_folders = set(self._durable_folders)
+        other._pending = {
+            folder: [(op, a, b, copy(inode) if inode else None) for op, a, b, inode in pending]
+            for folder, pending in self._pending.items()
+        }
+        return other
+
+    def image(self) -> Image:
+        """What a reader of the cache sees."""
+        return {
+            **{folder + "/": b"" for folder in self._folders},
+            **{name: bytes(inode.cache) for name, inode in self._files.items()},
+        }
+
+    def durable(self) -> Image:
+        """The worst that a power cut can leave: nothing pending has arrived."""
+        return {
+            **{folder + "/": b"" for folder in self._durable_folders},
+            **{name: inode.platter for name, inode in self._durable_files.items()},
+        }
+
+    def is_synced(self) -> bool:
+        """True when a power cut would change nothing."""
+        return not self._pending and not any(inode.pending or inode.lost for inode in self._files.values())
+
+    def digest(self) -> bytes:
+        """Of cache, platter and all that is pending, quarantine apart: equal digests behave alike."""
+        hasher = blake2b(digest_size=16)
+        for name, inode in sorted(self._files.items()):
+            if not name.startswith("quarantine"):
+                hasher.update(b"%s\0%d\0" % (name.encode(), len(inode.cache)))
+                hasher.update(inode.cache)
+                if inode.pending or inode.lost:
+                    hasher.update(b"P%d%d" % (len(inode.platter), inode.lost))
+                    hasher.update(inode.platter)
+                    for offset, data in inode.pending:
+                        hasher.update(b"%d,%d\0" % (offset, len(data)))
+                        hasher.update(data)
+        for folder, pending in sorted(self._pending.items()):
+            if folder != "quarantine":
+                hasher.update(repr([(op, a, b) for op, a, b, _ in pending]).encode())
+        return hasher.digest()
+
+    def crash_states(self, rng: Random, limit: int, *, garbage: bool = False) -> Iterator[Image]:
+        """What a power cut may leave, at most `limit` images (the same one may come twice).
+
+        First each thing that is under way varies alone, the rest all done and all undone; then random mixtures.
+        """
+        namespaces = self._namespaces()
+        inodes: dict[int, Inode] = {}
+        for files, _ in namespaces:
+            for inode in files.values():
+                if inode.pending:
+                    inodes[inode.number] = inode
+        variants = {number: contents(inode, rng, limit, garbage) for number, inode in inodes.items()}
+
+        def build(space: int, choice: dict[int, bytes]) -> Image:
+            files, folders = namespaces[space]
+            image = {folder + "/": b"" for folder in folders}
+            for name, inode in files.items():
+                image[name] = choice.get(inode.number, inode.platter)
+            return image
+
+        combinations = len(namespaces)
+        for options in variants.values():
+            combinations *= len(options)
+        if combinations <= limit:
+            for space, *choice in product(range(len(namespaces)), *variants.values()):
+                yield build(space, dict(zip(variants, choice, strict=True)))
+            return
+        undone = {number: options[0] for number, options in variants.items()}
+        done = {number: options[1] for number, options in variants.items()}
+        singles = [(space, base) for space in range(len(namespaces)) for base in (undone, done)]
+        for number, options in variants.items():
+            for content in options:
+                for base in (undone, done) if len(variants) > 1 else (done,):
+                    singles.append((len(namespaces) - 1, {**base, number: content}))
+        ends, rest = singles[: 2 * len(namespaces)], singles[2 * len(namespaces) :]
+        if len(singles) > limit:
+            rest = rng.sample(rest, max(0, min(len(rest), limit - len(ends))))
+        for space, choice_ in ends + rest:
+            yield build(space, choice_)
+        mixtures = max(0, limit - len(singles)) if len(variants) > 1 or len(namespaces) > 1 else 0
+        for _ in range(mixtures):
+            mixed = {number: rng.choice(options) for number, options in variants.items()}
+            yield build(rng.randrange(len(namespaces)), mixed)
+
+    def _namespaces(self) -> list[tuple[dict[str, Inode], set[str]]]:
+        """Every prefix of each folder's pending operations, durable first, all done last."""
+        spaces = []
+        folders = list(self._pending)
+        for lengths in product(*(range(len(self._pending[folder]) + 1) for folder in folders)):
+            files, made = dict(self._durable_files), set(self._durable_folders)
+            for folder, length in sorted(zip(folders, lengths, strict=True)):
+                if not folder or folder in made:
+                    _replay(self._pending[folder][:length], files, made)
+            files = {name: inode for name, inode in files.items() if "/" not in name or name.split("/")[0] in made}
+            spaces.append((files, made))
+        return spaces
+
+
+def _replay(ops: list[tuple[str, str, str, Inode | None]], files: dict[str, Inode], folders: set[str]) -> None:
+    for op, name, new, inode in ops:
+        if op == "create":
+            assert inode is not None
+            files[name] = inode
+        elif op == "rename":
+            files[new] = files.pop(name)
+        elif op == "unlink":
+            del files[name]
+        else:
+            folders.add(name)
+
+
+FIELD_CUTS = (1, 4, 8, 16, 24, 32, 40, 44, 48, 56, 63, 64, 65, 108)
+"""Byte places in a record where a tear is most telling: the fields of its header."""
+
+
+def contents(inode: Inode, rng: Random, limit: int, garbage: bool = False) -> list[bytes]:
+    """What a file may hold after a power cut: [undone, done, …], distinct."""
+    undone, done = inode.platter, apply(inode.platter, inode.pending)
+    seen = {undone: None, done: None}
+    per_op = [_parts(op, undone, rng, limit, garbage) for op in inode.pending]
+    if len(inode.pending) == 1:
+        for ops in per_op[0]:
+            seen[apply(undone, ops)] = None
+    else:
+        for skipped in range(len(inode.pending)):
+            # each alone, all but each, and each a prefix
+            seen[apply(undone, inode.pending[: skipped + 1])] = None
+            seen[apply(undone, [inode.pending[skipped]])] = None
+            seen[apply(undone, inode.pending[:skipped] + inode.pending[skipped + 1 :])] = None
+            for ops in islice(per_op[skipped], limit):
+                seen[apply(undone, inode.pending[:skipped] + ops)] = None
+        for _ in range(limit):
+            mixed: list[Op] = []
+            for index in range(len(inode.pending)):
+                mixed += rng.choice([[], [inode.pending[index]], rng.choice(per_op[index])])
+            seen[apply(undone, mixed)] = None
+    states = list(seen)
+    if undone == done:
+        states.insert(0, undone)
+    return states
+
+
+def _parts(op: Op, base: bytes, rng: Random, limit: int, garbage: bool) -> list[list[Op]]:
+    """The ways in which one operation may be half done, each as a list of smaller ones."""
+    offset, data = op
+    if not data:
+        return [[], [op]]
+    stop = offset + len(data)
+    first = offset // SECTOR
+    cuts = [at - offset for at in range((first + 1) * SECTOR, stop, SECTOR)]
+    pieces = [(offset + a, data[a:b]) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    parts: list[list[Op]] = [[], [op]]
+    if stop > len(base):
+        parts.append([(-stop, b"")])  # the size, and zeros for data
+        for at in cuts[:8]:
+            parts.append([(-stop, b""), (offset + at, data[at:])])  # a hole, then data
+    for index in range(1, len(pieces)):
+        parts.append(pieces[:index])
+        parts.append(pieces[index:])
+    if len(pieces) > 2:
+        for index in range(len(pieces)):
+            parts.append([pieces[index]])
+            parts.append(pieces[:index] + pieces[index + 1 :])
+        for _ in range(min(limit, 8)):
+            parts.append([piece for piece in pieces if rng.random() < 0.5])
+    tears = {cut for cut in FIELD_CUTS if cut < len(data)}
+    tears.update(len(data) - cut for cut in (1, 4, 5) if cut < len(data))
+    tears.update(rng.randrange(1, len(data)) for _ in range(min(limit, 12)) if len(data) > 1)
+    for cut in tears:
+        at = offset + cut
+        index = at // SECTOR - first
+        start, sector = pieces[index]
+        front, back = (start, sector[: at - start]), (at, sector[at - start :])
+        parts.append([*pieces[:index], front] if front[1] else pieces[:index])  # the usual torn tail
+        parts.append([back, *pieces[index + 1 :]])
+        parts.append([*pieces[:index], back, *pieces[index + 1 :]])
+        if garbage:
+            parts.append([*pieces[:index], (start, rng.randbytes(len(sector)))])
+    return parts
