@@ -39,6 +39,7 @@ Group = namedtuple("Group", "group segment offset first_position batches length"
 Control = namedtuple("Control", "control recorded_at fields")
 Mark = namedtuple("Mark", "log_id sequence group segment offset head open_segment open_position")
 Record = namedtuple("Record", "magic length number segment offset position count crc previous tag")
+Items = Iterator[Event | Group | Control]
 Batch = namedtuple("Batch", "kind flags name_len layout length index count n region_len position version time types")
 
 
@@ -50,9 +51,9 @@ class Verdict(NamedTuple):
     proof: str = ""
 
     def __str__(self) -> str:
-        torn = f"torn tail at segment {self.segment} offset {self.offset}, {self.length} bytes"
-        words = {"whole": "whole", "torn": torn, "damaged": f"DAMAGED: {self.proof}"}
-        return words.get(self.kind, f"NEWER FORMAT: {self.proof}")
+        if self.kind == "torn":
+            return f"torn tail at segment {self.segment} offset {self.offset}, {self.length} bytes"
+        return f"{self.kind.upper()}: {self.proof}" if self.proof else self.kind
 
 
 class Proof(Exception):
@@ -62,6 +63,10 @@ class Proof(Exception):
 def need(right: object, proof: str, kind: str = "damaged") -> None:
     if not right:
         raise Proof(kind, proof)
+
+
+def crc_right(raw: bytes) -> bool:
+    return zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little")
 
 
 def round_up(value: int, step: int) -> int:
@@ -93,7 +98,7 @@ class Segment:
             raw += file.read(head[3] - SEGMENT.size)  # bounded by the file's size
             self.start = round_up(len(raw), 4096)
             padding = file.read(self.start - len(raw))
-        need(zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"), f"{self.name}: CRC of the header")
+        need(crc_right(raw), f"{self.name}: CRC of the header")
         self.log_id, self.ordinal, self.first_position, self.first_group, self.key, self.previous = head[4:10]
         self.record_max, _, self.align = head[10:13]
         self.next_position, self.last_group = head[15:17]
@@ -114,17 +119,13 @@ class Segment:
         tag = hashlib.blake2b(raw[:56], digest_size=8, key=self.key).digest()
         return record if record.tag == tag and record[3:5] == (self.ordinal, at) else None
 
-    def read_record(self, file: BinaryIO, at: int) -> Record | None:
-        file.seek(at)
-        return self.record(file.read(RECORD.size), at)
-
     def has_seal(self) -> bool:
         with self.path.open("rb") as file:
-            at = self.start
-            while record := self.read_record(file, at):
+            at = file.seek(self.start)
+            while record := self.record(file.read(RECORD.size), at):
                 if record.magic == b"TLSL":
                     return True
-                at = round_up(at + RECORD.size + record.length, self.align)
+                at = file.seek(round_up(at + RECORD.size + record.length, self.align))
         return False
 
     def scan(self, file: BinaryIO, at: int, stop: int) -> Iterator[Record]:
@@ -153,13 +154,13 @@ class Reader:
         self.streams: dict[str, tuple[int, int]] = {}  # next version (-1: ended), compacted segments before it
         self.compactions, self.doubt = 0, ""
 
-    def walk(self) -> Iterator[Group | Event | Control]:
+    def walk(self) -> Items:
         try:
             yield from self._walk()
         except Proof as error:
             self.verdict = Verdict(error.args[0], proof=error.args[1])
 
-    def _walk(self) -> Iterator[Group | Event | Control]:
+    def _walk(self) -> Items:
         self.marks = self._read_marks()
         log_id = max(self.marks, key=lambda mark: mark.sequence).log_id if self.marks else None
         files: dict[int, dict[int, tuple[Path, int]]] = {}
@@ -174,56 +175,56 @@ class Reader:
             need(number == ordinal, f"segment {number} is not there, segment {ordinal} is")
             segment = self._choose(ordinal, files[ordinal])
             need(log_id == segment.log_id, f"{segment.name}: the log id is not the marks'")
-            follows = (segment.first_group, segment.first_position, segment.previous)
-            follows = follows == (self.group + 1, self.head, self.tag)
-            need(follows, f"{segment.name}: group, position or tag does not follow what came before")
+            begins = (segment.first_group, segment.first_position, segment.previous)
+            before = (self.group + 1, self.head, self.tag)
+            need(begins == before, f"{segment.name}: group, position or tag does not follow what came before")
             with segment.path.open("rb") as file:
                 yield from self._walk_segment(segment, file, ordinal == len(files))
         names = [(f"base-{group}", group) for group in self.bases]
         for name, group in names + [(f"mark {mark.sequence}", mark.group) for mark in self.marks]:
             need(group <= self.group, f"{name} names group {group}, the last good one is {self.group} ({self.doubt})")
         for mark in self.marks:
-            there = [position for _, position in files.get(mark.open_segment, {}).values()]
-            found = not mark.open_segment or mark.open_position in there
-            need(found, f"mark {mark.sequence} names open segment {mark.open_segment}, which is not there")
+            there = {position for _, position in files.get(mark.open_segment, {}).values()}
+            need(
+                not mark.open_segment or mark.open_position in there,
+                f"mark {mark.sequence} names open segment {mark.open_segment}, which is not there",
+            )
 
     def _read_marks(self) -> list[Mark]:
         path = self.path / "marks"
         with path.open("rb") if path.exists() else io.BytesIO() as file:
             raw = file.read(8192)
-        slots = [MARK.unpack(slot) for slot in (raw[:112], raw[4096:4208]) if len(slot) == 112]
-        good = [
-            slot for slot in slots if slot[:2] == (b"TideMrk\0", 1) and slot[-1] == zlib.crc32(MARK.pack(*slot)[:-4])
-        ]
-        return [Mark(*slot[4:12]) for slot in good]
+        slots = [slot for slot in (raw[:112], raw[4096:4208]) if slot[:10] == b"TideMrk\0\1\0"]
+        return [Mark(*MARK.unpack(slot)[4:12]) for slot in slots if len(slot) == 112 and crc_right(slot)]
 
     def _read_base(self, path: Path, names: tuple[int, int, bytes | None]) -> bytes:
         raw = path.read_bytes()
-        need(len(raw) >= BASE.size and raw[:8] == b"TideBas\0", f"{path.name}: no base header")
-        _, version, _, crc, log_id, group, length, tag, _, own = BASE.unpack_from(raw)
-        sums = zlib.crc32(raw[:60]) == own and zlib.crc32(raw[64:]) == crc and length == len(raw) - 64
-        need(sums and (version, group, log_id) == names, f"{path.name}: checksum, length, version, group or log id")
+        need(len(raw) >= 64 and raw[:8] == b"TideBas\0" and crc_right(raw[:64]), f"{path.name}: base header")
+        _, version, _, crc, log_id, group, length, tag, _, _ = BASE.unpack_from(raw)
+        right = zlib.crc32(raw[64:]) == crc and length == len(raw) - 64 and (version, group, log_id) == names
+        need(right, f"{path.name}: CRC, length, version, group or log id")
         return tag
 
     def _choose(self, ordinal: int, files: dict[int, tuple[Path, int]]) -> Segment:
         """The highest suffix with a whole header and a seal; the lowest in any case, to explain itself."""
-        for suffix in sorted(files, reverse=True)[:-1]:
+        for suffix in sorted(files, reverse=True):
+            path, position = files[suffix]
             try:
-                segment = Segment(files[suffix][0], ordinal, files[suffix][1], suffix > 0)
+                segment = Segment(path, ordinal, position, suffix > 0)
+                if suffix == min(files) or segment.has_seal():
+                    break
             except Proof as error:
-                need(error.args[0] == "damaged", error.args[1], "newer")
-                continue
-            if segment.has_seal():
-                return segment
-        return Segment(files[min(files)][0], ordinal, files[min(files)][1], min(files) > 0)
+                need(suffix > min(files) and error.args[0] == "damaged", error.args[1], error.args[0])
+        return segment
 
-    def _walk_segment(self, segment: Segment, file: BinaryIO, is_open: bool) -> Iterator[Group | Event | Control]:
+    def _walk_segment(self, segment: Segment, file: BinaryIO, is_open: bool) -> Items:
         need(not (is_open and segment.compacted), f"{segment.name}: compacted, but the last one")
         self.compactions += segment.compacted
         at = end = segment.start
         while True:
             place = f"{segment.name} offset {at}"
-            record = segment.read_record(file, at)
+            file.seek(at)
+            record = segment.record(file.read(RECORD.size), at)
             doubt = self._doubt(segment, record, at)
             if doubt or record.magic == b"TLSL":
                 break
@@ -238,8 +239,12 @@ class Reader:
             self.group, self.tag = record.number, record.tag
             end = at + RECORD.size + record.length
             at = round_up(end, segment.align)
-            if not segment.compacted:  # compaction moves the offsets and makes the tags anew
-                self._compare(segment.ordinal, (end, at), place)
+            same_tag = segment.compacted or self.bases.get(self.group, self.tag) == self.tag
+            need(same_tag, f"{place}: base-{self.group} has another tag")
+            for mark in self.marks:  # compaction moves the offsets and makes the tags anew
+                same = mark.segment == segment.ordinal and mark.offset in (end, at) and mark.head == self.head
+                right = same or segment.compacted or mark.group != self.group
+                need(right, f"{place}: mark {mark.sequence} names another place or head for group {self.group}")
             yield Group(record.number, segment.ordinal, record.offset, record.position, record.count, record.length)
             yield from items
         if is_open:
@@ -268,20 +273,11 @@ class Reader:
 
     def _judge_tail(self, segment: Segment, file: BinaryIO, at: int) -> None:
         for record in segment.scan(file, at, at + 2 * segment.record_max + (16 << 20)):
-            seal = record.magic == b"TLSL"
-            what = f"{'seal' if seal else 'header'} of group {record.number} at offset {record.offset}"
-            lost = f"{segment.name} offset {at}: group {self.group} was the last good one, yet an authentic {what}"
-            need(record.number < self.group + 2 - seal, lost)
+            what, allowed = ("seal", self.group) if record.magic == b"TLSL" else ("header", self.group + 1)
+            what = f"yet an authentic {what} of group {record.number} at offset {record.offset}"
+            need(record.number <= allowed, f"{segment.name} offset {at}: last good group {self.group}, {what}")
         if (length := content_end(file, at) - at) > 0:
             self.verdict = Verdict("torn", segment.ordinal, at, length)
-
-    def _compare(self, ordinal: int, ends: tuple[int, int], place: str) -> None:
-        """Hold marks and bases against the group just read."""
-        need(self.bases.get(self.group, self.tag) == self.tag, f"{place}: base-{self.group} has another tag")
-        for mark in self.marks:
-            same = mark.segment == ordinal and mark.offset in ends and mark.head == self.head
-            wrong = f"{place}: mark {mark.sequence} names another place or head for group {self.group}"
-            need(mark.group != self.group or same, wrong)
 
     def _batches(self, segment: Segment, record: Record, body: bytes, place: str) -> Iterator[Event | Control]:
         self._advance(segment, record.position, place)
@@ -292,16 +288,17 @@ class Reader:
             batch = Batch(*BATCH.unpack_from(body, at))
             need(BATCH.size + 4 <= batch.length <= len(body) - at, f"{where}: length")
             raw, at = body[at : at + batch.length], at + batch.length
-            need(zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"), f"{where}: CRC")
+            need(crc_right(raw), f"{where}: CRC")
             need(batch.kind in b"BC" and not batch.flags & ~3, f"{where}: kind or flags")
             start = BATCH.size + batch.name_len
             start += 17 + raw[min(start, len(raw) - 1)] if batch.flags & 2 else 0
             need(start + batch.region_len + 4 == len(raw), f"{where}: lengths of the parts")
-            follows = batch.index < batch.count  # the append's other batches may be gone in a compacted segment
-            if not segment.compacted:
-                follows = follows and batch.index == due and (not due or batch.count == due_count)
+            if not segment.compacted:  # where the append's other batches may be gone
+                follows = batch.index == due and (not due or batch.count == due_count)
+                need(follows, f"{where}: index or count of the append")
                 due, due_count = (batch.index + 1) % (batch.count or 1), batch.count
-            need(follows, f"{where}: index or count of the append")
+            need(batch.index < batch.count, f"{where}: index or count of the append")
+            need(batch.kind == ord("C") or batch.layout == 1, f"{where}: layout {batch.layout}", "newer")
             try:
                 name, fields = raw[BATCH.size :][: batch.name_len].decode(), msgpack.unpackb(raw[start:-4])
             except (ValueError, msgpack.UnpackException) as error:
@@ -309,7 +306,6 @@ class Reader:
             if batch.kind == ord("C"):
                 yield self._control(batch, fields, where)
                 continue
-            need(batch.layout == 1, f"{where}: layout {batch.layout}", "newer")
             need(name and 1 <= batch.n <= (1 if batch.flags & 1 else APPEND_EVENTS_MAX), f"{where}: name or count")
             self._advance(segment, batch.position, where)
             self.head += batch.n
@@ -321,12 +317,12 @@ class Reader:
             total, events = (size, batch.n) if fresh else (total + size, events + batch.n)
             need(total <= APPEND_BYTES_MAX and events <= APPEND_EVENTS_MAX, f"{where}: the append is too large")
             for i, (id_, kind, meta, data) in enumerate(rows):
-                place_in = (batch.position + i, name, batch.version + i)
-                yield Event(*place_in, kind, id_, batch.time, data, meta, bool(batch.flags & 1))
+                at_ = (batch.position + i, name, batch.version + i)
+                yield Event(*at_, kind, id_, batch.time, data, meta, bool(batch.flags & 1))
         need(record.count and at == len(body) and not due, f"{place}: count of batches, or an append is not whole")
 
     def _advance(self, segment: Segment, position: int, where: str) -> None:
-        follows = position == self.head or (position > self.head and segment.is_removed(self.head, position))
+        follows = self.head <= position and segment.is_removed(self.head, position)
         need(follows, f"{where}: position {position} does not follow, the head is {self.head}")
         self.head = position
 
@@ -340,48 +336,41 @@ class Reader:
     def _columns(self, fields: Any, batch: Batch, where: str) -> tuple[list[tuple[bytes, str, bytes, bytes]], int]:
         need(isinstance(fields, list) and len(fields) == 4, f"{where}: the region is no array of four")
         ids, types, metadata, payloads = fields
+        metadata = [b""] * batch.n if metadata is None else metadata
         need(isinstance(ids, bytes) and len(ids) == 16 * batch.n, f"{where}: event ids")
-        columns = ([types] * batch.n if isinstance(types, str) else types, metadata or [b""] * batch.n, payloads)
+        columns = ([types] * batch.n if isinstance(types, str) else types, metadata, payloads)
         for column, kind in zip(columns, (str, bytes, bytes), strict=True):
             cells = isinstance(column, list) and len(column) == batch.n and all(type(cell) is kind for cell in column)
             need(cells, f"{where}: a column is not {batch.n} of {kind.__name__}")
         rows = list(zip((ids[at : at + 16] for at in range(0, len(ids), 16)), *columns, strict=True))
-        signature, total = 0, 0
-        for _, kind, meta, data in rows:
-            encoded = kind.encode()
-            signature |= 1 << (zlib.crc32(encoded) & 63)
-            size = 16 + len(encoded) + len(meta) + len(data)
-            need(size <= EVENT_MAX, f"{where}: an event is too large")
-            total += size
-        need(signature == batch.types, f"{where}: signature of the types")
-        return rows, total
+        sizes = [16 + len(kind.encode()) + len(meta) + len(data) for _, kind, meta, data in rows]
+        need(max(sizes) <= EVENT_MAX, f"{where}: an event is too large")
+        bits = {zlib.crc32(kind.encode()) & 63 for kind in columns[0]}
+        need(sum(1 << bit for bit in bits) == batch.types, f"{where}: signature of the types")
+        return rows, sum(sizes)
 
     def _control(self, batch: Batch, fields: Any, where: str) -> Control:
         need(1 <= batch.layout < len(CONTROLS), f"{where}: control subtype {batch.layout}", "newer")
-        empty = not any((batch.name_len, batch.n, batch.position, batch.version, batch.types))
-        last = batch.index + 1 == batch.count and (batch.count == 1 or batch.layout == 2)
-        need(empty and last, f"{where}: a control batch with events, or within an append")
-        whole = isinstance(fields, list) and len(fields) >= CONTROL_FIELDS[batch.layout]
-        need(whole, f"{where}: fields of a control batch")
+        right = not any((batch.name_len, batch.n, batch.position, batch.version, batch.types))
+        right = right and batch.index + 1 == batch.count and (batch.count == 1 or batch.layout == 2)
+        need(right, f"{where}: a control batch with events, or within an append")
+        right = isinstance(fields, list) and len(fields) >= CONTROL_FIELDS[batch.layout]
+        need(right, f"{where}: fields of a control batch")
         return Control(CONTROLS[batch.layout], batch.time, fields)
 
 
 def read_log(path: str | Path) -> tuple[list[Event], Verdict]:
     """All good events of the log in their order, and what is to be said of the whole."""
     reader = Reader(Path(path))
-    events = [item for item in reader.walk() if isinstance(item, Event)]
-    return events, reader.verdict
+    return [item for item in reader.walk() if isinstance(item, Event)], reader.verdict
 
 
-def line(item: Group | Event | Control, as_json: bool) -> str:
-    shown = item._asdict()
+def line(item: Any, as_json: bool) -> str:
+    shown = item._asdict() | ({"id": item.id.hex()} if isinstance(item, Event) else {})
     if not as_json:
-        shown.pop("deleted", None)
-        text = " ".join(f"{key} {value.hex() if key == 'id' else value}" for key, value in shown.items())
-        return text + (" deleted" if isinstance(item, Event) and item.deleted else "")
-    if isinstance(item, Event):
-        columns = {f"{key}_b64": base64.b64encode(shown.pop(key)).decode() for key in ("payload", "metadata")}
-        shown |= {"id": item.id.hex(), **columns}
+        return " ".join(f"{key} {value}" for key, value in shown.items())
+    for key in ("payload", "metadata") if isinstance(item, Event) else ():
+        shown[f"{key}_b64"] = base64.b64encode(shown.pop(key)).decode()
     return json.dumps(shown, ensure_ascii=False, default=repr)
 
 

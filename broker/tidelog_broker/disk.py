@@ -24,7 +24,7 @@ class File(Protocol):
         """`count` bytes; fewer only at the end of the file."""
         ...
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         """One pwrite; returns how many bytes it took, which may be fewer than given."""
         ...
 
@@ -88,7 +88,7 @@ class RealFile:
             data += more
         return data
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         return os.pwrite(self.fd, data, offset)
 
     def datasync(self) -> None:

@@ -21,6 +21,7 @@ from .core.format import (
     NO_TAG,
     SEGMENT_HEADER_BYTES,
     SEGMENT_NAME,
+    ZERO_STEP_MAX,
     SegmentHeader,
     pack_group_header,
     pack_seal,
@@ -32,6 +33,7 @@ from .marks import Marks
 SPARE = "spare"
 QUARANTINE = "quarantine"
 OURS = {SPARE, QUARANTINE, "marks", "run"}
+ZEROS = memoryview(bytes(ZERO_STEP_MAX))
 ROOM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -177,7 +179,7 @@ class Log:
         self._zeroing = self._disk.open(segments[-1], writable=True)
         self._header = reader.header
         self._files[self._header.ordinal] = self._file
-        self.end = reader.end
+        self.end = reader.offset
         self._delete_unfinished()
         self._cut(tail)
         self._marks.replace_file(self._chain, self._last_group_ordinal(), self._last_group_end, self._header)
@@ -301,8 +303,10 @@ class Log:
         chain.group += 1
         chain.tag = header[-8:]
         chain.position = next_position
-        self.end = offset + len(header) + len(body)
-        self._last_group = (self._header.ordinal, self.end)
+        stop = offset + len(header) + len(body)
+        # The end is where the next record may begin: with `align`, no cut and no zeros ever touch this group's last block.
+        self.end = self._header.aligned(stop)
+        self._last_group = (self._header.ordinal, stop)
         self._groups_unmarked += 1
         self._bytes_unmarked += len(header) + len(body)
         settings = self.settings
@@ -427,7 +431,7 @@ class Log:
     def _zero_more(self, count: int) -> bool:
         """Zeros behind the prepared space, synced through a description of its own (see Disk.open). Call with the lock."""
         try:
-            done = self._zeroing.write(self._prepared, bytes(count))
+            done = self._zeroing.write(self._prepared, ZEROS[:count])
         except OSError as error:
             if error.errno not in ROOM_ERRORS:
                 raise FailStop(f"preparing space in {self._header.name}: {error}") from error
@@ -463,6 +467,13 @@ class Log:
         if error.errno in ROOM_ERRORS:
             return StorageFull(f"no room on disk: {doing}: {error}")
         return FailStop(f"{doing}: {error}")
+
+    @property
+    def wants_preparing(self) -> bool:
+        """True when `prepare` has something to do; a guess without the lock, for the loop to ask after each group."""
+        end, header = self.end, self._header
+        ahead = min(end + self.settings.prepare_ahead // 2, header.segment_bytes)
+        return self._prepared < ahead or (self._spare is None and end > header.segment_bytes // 2)
 
     # -- marks, reading, closing
 

@@ -141,10 +141,14 @@ def unpack_columns(region: bytes | memoryview) -> Columns:
     return Columns(*msgpack.unpackb(region, use_list=False))
 
 
+_pack = msgpack.Packer().pack
+"""packb() makes a new packer, with a buffer of 256 KiB, at each call."""
+
+
 def pack_columns(ids: bytes, types: list[str], metadata: list[bytes], payloads: list[bytes]) -> bytes:
     """Columns → the events region; one str for equal types, nil for metadata that are all empty."""
     first = types[0]
-    return msgpack.packb(  # type: ignore[no-any-return]
+    return _pack(  # type: ignore[no-any-return]
         (ids, first if types.count(first) == len(types) else types, metadata if any(metadata) else None, payloads)
     )
 

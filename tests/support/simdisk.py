@@ -5,7 +5,8 @@ Owns: what is in the cache, what is on the platter, what is under way. Promises 
 
 - A write changes the cache; until its file is synced, each 512-byte sector of it may be on the platter or not, in any
   order; the sector that was being written keeps the bytes that the write does not change, and of those it does, a
-  part before or behind some cut is new. With `garbage` the interrupted sector holds anything (disks for --align 4096).
+  part before or behind some cut is new. With `garbage` the interrupted 4,096-byte block holds anything, what stood
+  there before is gone too (disks for --align 4096).
 - A file's new size may be durable without its data (zeros are read), and data without the size: it is not seen.
 - A truncate is done or undone, on its own. Directory operations are durable in order, per folder: a journal.
 - A failed sync: part of the data went to the platter, the pages count as clean, the next sync says OK and writes
@@ -96,6 +97,7 @@ class Inode:
         if self.pending:
             self.platter = apply(self.platter, self.pending) if self.lost else bytes(self.cache)
             self.pending = []
+            self.lost = self.lost and self.cache != self.platter
 
     def fail_sync(self, reached: float) -> None:
         """Part of the data arrives, all of it counts as clean."""
@@ -213,7 +215,7 @@ class SimFile:
         self._check(True)
         disk = self._disk
         disk.begin_or_raise("truncate", self.name, size)
-        if size != len(self.inode.cache) or self.inode.lost:
+        if size != len(self.inode.cache):  # else nothing reaches the platter, whatever that holds
             self.inode.truncate(size)
         if disk.cut_at is not None:
             disk.end()
@@ -539,6 +541,8 @@ def _parts(op: Op, base: bytes, rng: Random, limit: int, garbage: bool) -> list[
     """The ways in which one operation may be half done, each as a list of smaller ones."""
     offset, data = op
     if not data:
+        if garbage and offset % PAGE and offset > 0:  # a file system zeroes the rest of the last block
+            return [[], [op], [_garbled(offset, offset, len(base), rng), op]]
         return [[], [op]]
     stop = offset + len(data)
     first = offset // SECTOR
@@ -570,5 +574,11 @@ def _parts(op: Op, base: bytes, rng: Random, limit: int, garbage: bool) -> list[
         parts.append([back, *pieces[index + 1 :]])
         parts.append([*pieces[:index], back, *pieces[index + 1 :]])
         if garbage:
-            parts.append([*pieces[:index], (start, rng.randbytes(len(sector)))])
+            parts.append([*pieces[:index], _garbled(at, stop, len(base), rng)])
     return parts
+
+
+def _garbled(at: int, stop: int, size: int, rng: Random) -> Op:
+    """Anything in the whole block around `at`, as far as the file goes."""
+    start = at // PAGE * PAGE
+    return start, rng.randbytes(min(start + PAGE, max(stop, size)) - start)

@@ -1,0 +1,275 @@
+"""What the broker answers, without any socket or file. PURE: takes messages and times, gives replies and extents.
+
+An append goes: `take` → Appender.admit → (the server writes and syncs `appender.parts`) → `committed` → replies.
+Everything else is kept until the group of its drain is durable and then answered by `answer`, so that a client that sent an
+append and then a read on one connection reads its own write.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tidelog import limits
+from tidelog.errors import HelloRequired, InvalidArgument, OutcomeUnknown, StreamNotFound, TidelogError, Unavailable
+
+from . import requests as wire
+from .appender import Appender, AppendLimits, GroupFull, StoredAppend
+from .index import Index, Stream
+from .pages import Extent, cut_page
+from .peers import PROTOCOL, Peer, Peers
+from .topics import Topics
+
+Request = tuple[Any, ...]
+WAITING_MAX = 16_384
+"""Requests that wait for a position, over all clients."""
+
+
+class Identity(NamedTuple):
+    """Who this broker is, as HELLO tells it."""
+
+    log_id: bytes
+    boot_id: bytes
+    version: str
+    heartbeat_ms: int
+
+
+class Waiting(NamedTuple):
+    """A request that waits until head > position, at most until `deadline_ns`."""
+
+    position: int
+    deadline_ns: int
+    peer: Peer
+    request: Request
+
+
+class Broker:
+    """The broker's state. One thread calls it; `endpoints` and `info` are given by the server."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        index: Index,
+        append_limits: AppendLimits,
+        body_bytes_max: int,
+        stored: StoredAppend,
+        info: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.identity = identity
+        self.index = index
+        self.appender = Appender(index, append_limits, body_bytes_max, stored)
+        self.peers = Peers()
+        self.topics = Topics(identity.log_id)
+        self.generation = 0
+        self.stopping = False
+        self.endpoints: list[list[str]] = []
+        self.touched: list[Peer] = []
+        self.later: deque[tuple[Peer, Request]] = deque()
+        self.waiting: list[Waiting] = []
+        self.backlog: deque[tuple[Peer, Request]] = deque()
+        self.refused = 0
+        self._stored = stored
+        self._info = info
+        self._now = 0
+
+    # -- taking messages
+
+    def begin(self, now_us: int) -> None:
+        """A new drain: appends admitted from here on are recorded at `now_us`, or at the last time if that is later."""
+        self._now = self.index.recorded_at = max(now_us, self.index.recorded_at)
+        while self.backlog:
+            peer, request = self.backlog.popleft()
+            if peer.alive and not self._append(peer, request):
+                break
+
+    def take(self, identity: bytes, frame: bytes) -> None:
+        """One message. Whatever it holds, it costs its sender an error and nobody else anything."""
+        peer = self.peers.find(identity)
+        if peer is None:
+            if self.peers.is_retired(identity):
+                return
+            peer = Peer(identity)
+        try:
+            requests = wire.unpack_requests(frame)
+        except TidelogError as error:
+            self._say(peer, _refusal(None, error))
+            return
+        for request in requests:
+            kind = request[0]
+            if kind == wire.APPEND and peer.alive:
+                self._append(peer, request)
+            elif kind == wire.HELLO:
+                peer = self._hello(identity, request)
+            elif kind == wire.HEALTH:
+                self.later.append((peer, request))
+            elif not peer.alive:
+                self._say(peer, _refusal(request[1], HelloRequired("say HELLO first: this connection is not known")))
+            elif 0 < kind <= wire.KINDS_MAX:
+                self.later.append((peer, request))
+            else:
+                self._say(peer, _refusal(request[1], InvalidArgument(f"there is no request of kind {kind}")))
+
+    def _append(self, peer: Peer, request: Request) -> bool:
+        """Admit one append; False when it has to wait for the next group."""
+        if self.backlog:
+            self.backlog.append((peer, request))
+            return False
+        try:
+            reply, fated = self.appender.admit(request, self._now, self.generation)
+        except GroupFull:
+            self.backlog.append((peer, request))
+            return False
+        except TidelogError as error:
+            self.refused += 1
+            reply, fated = _refusal(request[1], error), getattr(error, "shares_fate", False)
+        if not peer.fated and not peer.ready:
+            self.touched.append(peer)
+        (peer.fated if fated else peer.ready).append(reply)
+        return True
+
+    def _hello(self, identity: bytes, request: Request) -> Peer:
+        try:
+            peer = self.peers.hello(identity, request)
+        except TidelogError as error:
+            peer = self.peers.find(identity) or Peer(identity)
+            self._say(peer, _refusal(request[1], error))
+            return peer
+        appends, me, index = self.appender.limits, self.identity, self.index
+        row = [
+            appends.event_bytes_max, appends.append_events_max, appends.append_bytes_max, limits.PAGE_BYTES_MAX,
+            limits.IN_FLIGHT_MAX, appends.id_window_events,
+        ]  # fmt: skip
+        self._say(
+            peer,
+            (
+                request[1], 0, PROTOCOL, me.log_id, me.boot_id, self.generation, index.head, index.first_position, row,
+                self.endpoints, me.heartbeat_ms, me.version,
+            ),
+        )  # fmt: skip
+        return peer
+
+    def _say(self, peer: Peer, reply: Request) -> None:
+        if not peer.fated and not peer.ready:
+            self.touched.append(peer)
+        peer.ready.append(reply)
+
+    # -- the group's end
+
+    def committed(self, ordinal: int, offset: int) -> None:
+        """The staged group is durable at this place."""
+        self.appender.commit(ordinal, offset)
+
+    def failed(self, error: TidelogError) -> None:
+        """The staged group is not in the log (StorageFull) or nobody knows (OutcomeUnknown): its callers are told."""
+        self.appender.rollback()
+        self.generation += 1
+        for peer in self.touched:
+            peer.ready += [_refusal(reply[0], error) for reply in peer.fated]
+            peer.fated.clear()
+
+    # -- everything but appends
+
+    def answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent]] | None:
+        """(reply, the stored bytes that go with it), or None when the request waits for a position."""
+        try:
+            return self._answer(peer, request, now_ns)
+        except TidelogError as error:
+            return _refusal(request[1], error), []
+
+    def _answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent]] | None:
+        kind, request_id = request[:2]
+        index = self.index
+        if kind == wire.READ:
+            query = wire.query(request)
+            if self._waits(peer, request, request[2], request[10], now_ns):
+                return None
+            page = cut_page(index, query)
+            return (request_id, 0, page.start, page.stop, page.end, index.head), page.extents
+        if kind == wire.PING:
+            return (request_id, 0, index.head), []
+        if kind == wire.HEAD:
+            deadline, wait_for = wire.parts(request, 2)
+            if self._waits(peer, request, deadline, wait_for, now_ns):
+                return None
+            return (request_id, 0, index.head, index.first_position), []
+        if kind == wire.STREAM_INFO:
+            deadline, name, wait_for = wire.parts(request, 3)
+            if self._waits(peer, request, deadline, wait_for, now_ns):
+                return None
+            stream = index.streams.get(wire.text(name, "stream"))
+            if stream is None:
+                raise StreamNotFound(f"there is no stream {name!r}", name)
+            return (request_id, 0, stream.first_version, *self._ends(stream), len(stream.batches)), []
+        if kind == wire.LIST_STREAMS:
+            return (request_id, 0, *self._list(request)), []
+        if kind == wire.POSITION_AT:
+            _, when = wire.parts(request, 2)
+            return (request_id, 0, self._position_at(wire.integer(when, "time"))), []
+        if kind == wire.INFO:
+            return (request_id, 0, self._info()), []
+        if kind == wire.WAIT_DURABLE:
+            _, boot_id, generation, position = wire.parts(request, 4)
+            wire.integer(position, "position")
+            if boot_id != self.identity.boot_id or generation != self.generation or position >= index.head:
+                raise OutcomeUnknown("the append was accepted by another boot or generation of the broker")
+            return (request_id, 0, index.head), []
+        if kind == wire.HEALTH:
+            reason = "stopping" if self.stopping else ""
+            return (request_id, 0, True, not self.stopping, reason, index.head, 0), []
+        raise InvalidArgument(f"requests of kind {kind} are not built in this version")
+
+    def _ends(self, stream: Stream) -> tuple[int, int, bool]:
+        """(last version, last position, deleted)"""
+        last = self.index.position_behind(stream.batches[-1]) - 1
+        return stream.next_version - 1, last, stream.deleted
+
+    def _list(self, request: Request) -> tuple[bool, list[tuple[Any, ...]]]:
+        _, prefix, after, limit = wire.parts(request, 4)
+        count = min(wire.integer(limit, "limit"), limits.LIST_STREAMS_MAX) or limits.LIST_STREAMS_MAX
+        start = None if after is None else wire.text(after, "after")
+        more, names = self.index.list_streams(wire.text(prefix, "prefix"), start, count)
+        return more, [(name, *self._ends(self.index.streams[name])) for name in names]
+
+    def _position_at(self, when: int) -> int:
+        """Bisection over the batches' times, which never go back; each probe reads one append."""
+        index = self.index
+        number = bisect_left(
+            range(len(index.positions)), when, key=lambda number: self._stored(number)[0].recorded_at
+        )  # fmt: skip
+        return index.positions[number] if number < len(index.positions) else index.head
+
+    # -- waiting for a position
+
+    def _waits(self, peer: Peer, request: Request, deadline: Any, position: Any, now_ns: int) -> bool:
+        if position is None:
+            wire.integer(deadline, "deadline")
+            return False
+        milliseconds = wire.wait_ms(deadline)
+        if wire.integer(position, "wait_for") < self.index.head:
+            return False
+        if len(self.waiting) >= WAITING_MAX:
+            raise Unavailable("too many requests wait for a position", "timeout")
+        self.waiting.append(Waiting(position, now_ns + milliseconds * 1_000_000, peer, request))
+        return True
+
+    def wake(self, now_ns: int) -> None:
+        """Move requests whose position is durable to `later`; answer those whose time is over."""
+        still: list[Waiting] = []
+        for row in self.waiting:
+            if not row.peer.alive:
+                continue
+            if row.position < self.index.head:
+                self.later.append((row.peer, row.request))
+            elif row.deadline_ns <= now_ns or self.stopping:
+                reason = "stopping" if self.stopping else "timeout"
+                error = Unavailable(f"position {row.position} is not durable yet, the head is {self.index.head}", reason)
+                self._say(row.peer, _refusal(row.request[1], error))
+            else:
+                still.append(row)
+        self.waiting = still
+
+
+def _refusal(request_id: Any, error: TidelogError) -> Request:
+    return request_id, error.code, error.text, error.facts

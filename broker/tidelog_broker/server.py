@@ -1,0 +1,339 @@
+"""The loop: drain what waits, one write and one sync, answer, publish.
+
+Owns the request and publishing sockets; with health.py the only importer of zmq. No thread hop in an append: the group is
+what arrived while the last sync ran, there is no timer. Stop and health have a thread of their own (health.py), for this
+one may hang in a sync.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import msgpack
+import zmq
+from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull
+
+from .config import Config
+from .core.broker import Broker, Identity, Request
+from .core.peers import Peer
+from .core.pages import Extent
+from .core.topics import EVERYTHING
+from .endpoints import Endpoint
+from .log import FailStop
+from .store import Store
+from .version import VERSION
+
+DRAIN_MESSAGES_MAX = 512
+GROUP_SOFT_BYTES = 4 << 20
+"""The drain ends here; what still waits is the next group's."""
+ANSWERS_MAX = 64
+ANSWER_BYTES_MAX = 4 << 20
+"""Reads answered between two groups: they must not hold up appends."""
+FULL_RETRY_MS = 1_000
+COPY_BYTES_MAX = 16 << 10
+"""Larger replies are handed to ZeroMQ without a copy."""
+
+
+class Server:
+    """A broker with its sockets. `run` returns after a clean stop; raises FailStop."""
+
+    def __init__(self, config: Config, store: Store, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.store = store
+        self.syncing_since_ns = 0
+        self.failure: FailStop | None = None
+        self.stop_requested = threading.Event()
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._config = config
+        self._started_ns = time.monotonic_ns()
+        identity = Identity(store.log.log_id, os.urandom(16), VERSION, config.heartbeat_ms)
+        self.broker = Broker(
+            identity, store.index, config.append_limits, store.log.body_bytes_max, store.append, self._info
+        )
+        store.restore_ids(self.broker.appender)
+        self._requests = self._socket(context, zmq.ROUTER)
+        self._requests.set(zmq.ROUTER_MANDATORY, 1)
+        self._publish = self._socket(context, zmq.XPUB)
+        self._publish.set(zmq.XPUB_VERBOSER, 1)
+        self._poller = zmq.Poller()
+        for waitable in (self._requests, self._publish, self.wake_fd):
+            self._poller.register(waitable, zmq.POLLIN)
+        self._next_heartbeat_ns = 0
+        self._next_retry_ns = 0
+        self._last_commit_ns = 0
+        self._prepare = threading.Event()
+        self._preparer = threading.Thread(target=self._prepare_loop, name="tidelog-prepare", daemon=True)
+
+    def _socket(self, context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+        socket = context.socket(kind)
+        socket.set(zmq.LINGER, 200)
+        socket.set(zmq.MAXMSGSIZE, self._config.message_bytes_max)
+        socket.set(zmq.RCVHWM, self._config.queue_messages_max)
+        socket.set(zmq.SNDHWM, self._config.queue_messages_max)
+        socket.set(zmq.BACKLOG, 1024)
+        return socket
+
+    def bind(self, endpoints: list[Endpoint]) -> None:
+        """Bind every endpoint and its sibling for publishing; sets what HELLO tells. Raises zmq.ZMQError."""
+        for endpoint in endpoints:
+            endpoint.bind(self._requests, self._publish)
+        self.broker.endpoints = [[row.request, row.publish, row.health] for row in endpoints]
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Serve until `stop_requested`. Raises FailStop when the disk broke a promise."""
+        self._preparer.start()
+        self._prepare.set()
+        broker = self.broker
+        while True:
+            worked = self._drain()
+            if broker.appender.parts:
+                self._commit()
+            self._answer_later()
+            self._send_replies()
+            self._tick()
+            if self.failure:
+                raise self.failure
+            if self.stop_requested.is_set():
+                break
+            if not worked and not broker.later and not broker.backlog:
+                self._wait()
+        self._stop()
+
+    def _drain(self) -> bool:
+        """Take in what waits; True if anything did."""
+        receive, take, appender = self._requests.recv, self.broker.take, self.broker.appender
+        worked = False
+        self.broker.begin(time.time_ns() // 1000)
+        for _ in range(DRAIN_MESSAGES_MAX):
+            try:
+                identity = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            worked = True
+            frame = receive()
+            if self._requests.getsockopt(zmq.RCVMORE):
+                self._drop_rest()
+                continue
+            take(identity, frame)
+            if appender.bytes >= GROUP_SOFT_BYTES or self.broker.backlog:
+                break
+        return worked
+
+    def _drop_rest(self) -> None:
+        """A request message has one frame; whoever sends more gets no answer."""
+        while self._requests.getsockopt(zmq.RCVMORE):
+            self._requests.recv()
+
+    def _commit(self) -> None:
+        """Make the staged group durable, then visible: data-sync → index and head → replies and publish."""
+        broker, store = self.broker, self.store
+        appender = broker.appender
+        published: list[tuple[bytes, bytes]] = []
+        if broker.topics.subscribed:
+            published.extend(broker.topics.messages(store.index, appender.staged, appender.parts, broker.generation))
+        self.syncing_since_ns = time.monotonic_ns()
+        try:
+            place = store.log.commit(appender.parts, len(appender.staged), appender.position)
+        except StorageFull as error:
+            broker.failed(error)
+            return
+        except FailStop as error:
+            broker.failed(OutcomeUnknown(f"the disk failed: {error}"))
+            self._send_replies()
+            raise
+        finally:
+            self.syncing_since_ns = 0
+        broker.committed(*place)
+        self._send_replies()
+        for topic, body in published:
+            self._publish_one(topic, body)
+        if broker.waiting:
+            broker.wake(time.monotonic_ns())
+        if store.log.wants_preparing and not store.log.full:
+            self._prepare.set()
+
+    # -- sending
+
+    def _send_replies(self) -> None:
+        """One message to each client that has replies."""
+        touched = self.broker.touched
+        for peer in touched:
+            replies = peer.fated + peer.ready if peer.ready else peer.fated
+            self._send(peer, replies)
+            peer.fated = []
+            peer.ready = []
+        touched.clear()
+
+    def _send(self, peer: Peer, replies: list[Request], stored: bytes | None = None) -> None:
+        """A peer that is gone, or lets its replies pile up, is forgotten: it has to say HELLO again and ask again."""
+        try:
+            self._requests.send(peer.identity, zmq.SNDMORE | zmq.NOBLOCK)
+            more = zmq.NOBLOCK if stored is None else zmq.SNDMORE | zmq.NOBLOCK
+            self._requests.send(msgpack.packb(replies), more)
+            if stored is not None:
+                self._requests.send(stored, zmq.NOBLOCK, copy=len(stored) < COPY_BYTES_MAX)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self.broker.peers.forget(peer)
+
+    def _publish_one(self, topic: bytes, body: bytes) -> None:
+        """Only a hint: at the high-water mark XPUB drops by itself."""
+        self._publish.send(topic, zmq.SNDMORE)
+        self._publish.send(body, copy=len(body) < COPY_BYTES_MAX)
+
+    # -- everything but appends
+
+    def _answer_later(self) -> None:
+        later = self.broker.later
+        if not later:
+            return
+        now_ns = time.monotonic_ns()
+        sent = 0
+        for _ in range(min(ANSWERS_MAX, len(later))):
+            peer, request = later.popleft()
+            answer = self.broker.answer(peer, request, now_ns)
+            if answer is None:
+                continue
+            sent += self._send_answer(peer, *answer)
+            if sent >= ANSWER_BYTES_MAX:
+                break
+
+    def _send_answer(self, peer: Peer, reply: Request, extents: list[Extent]) -> int:
+        """Send one reply with its stored bytes; returns how many."""
+        if not extents and reply[1] != 0:
+            self.broker._say(peer, reply)
+            return 0
+        try:
+            pieces = list(self.store.read(extents))
+        except CorruptLog as error:
+            self.broker._say(peer, (reply[0], error.code, error.text, error.facts))
+            return 0
+        stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if stored or _brings_bytes(reply):
+            self._send(peer, [reply], stored)
+        else:
+            self.broker._say(peer, reply)
+        return len(stored)
+
+    # -- time
+
+    def _tick(self) -> None:
+        """What is due by the clock: heartbeat, the idle mark, requests that waited too long, another try to find room."""
+        now_ns = time.monotonic_ns()
+        log = self.store.log
+        if now_ns >= self._next_heartbeat_ns:
+            self._subscriptions()
+            self._heartbeat(now_ns)
+        if self.broker.waiting and min(row.deadline_ns for row in self.broker.waiting) <= now_ns:
+            self.broker.wake(now_ns)
+        if log.full and now_ns >= self._next_retry_ns:
+            self._next_retry_ns = now_ns + FULL_RETRY_MS * 1_000_000
+            self._prepare.set()
+
+    def _heartbeat(self, now_ns: int) -> None:
+        self._next_heartbeat_ns = now_ns + self._config.heartbeat_ms * 1_000_000
+        topic, body = self.broker.topics.heartbeat(
+            self.store.index.head, self.broker.generation, stopping=self.broker.stopping
+        )
+        self._publish_one(topic, body)
+
+    def _subscriptions(self) -> None:
+        """Take in who subscribed to what; a new subscriber to heartbeats gets one at once."""
+        due = False
+        for _ in range(DRAIN_MESSAGES_MAX):
+            try:
+                message = self._publish.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            due |= self.broker.topics.note(message)
+        if due:
+            self._heartbeat(time.monotonic_ns())
+
+    def _wait(self) -> None:
+        """Sleep until a message, a wake-up, or what is due next; an idle log gets its mark."""
+        now_ns = time.monotonic_ns()
+        due_ns = self._next_heartbeat_ns
+        if self.broker.waiting:
+            due_ns = min(due_ns, min(row.deadline_ns for row in self.broker.waiting))
+        timeout = max(1, (due_ns - now_ns) // 1_000_000)
+        idle_mark = self.store.log.unmarked
+        ready = dict(self._poller.poll(min(timeout, self._config.idle_mark_ms) if idle_mark else timeout))
+        if not ready and idle_mark:
+            self.store.log.mark()
+        if self._publish in ready:
+            self._subscriptions()
+        if self.wake_fd in ready:
+            os.eventfd_read(self.wake_fd)
+
+    # -- preparing space, off the append path
+
+    def _prepare_loop(self) -> None:
+        """Short calls that release the interpreter lock: zeros ahead, then the spare."""
+        try:
+            while True:
+                self._prepare.wait()
+                self._prepare.clear()
+                while self.store.log.prepare():
+                    pass
+        except FailStop as error:
+            self.failure = error
+            os.eventfd_write(self.wake_fd, 1)
+
+    # -- stopping
+
+    def request_stop(self) -> None:
+        """Ask the loop to stop; from any thread."""
+        self.stop_requested.set()
+        os.eventfd_write(self.wake_fd, 1)
+
+    def _stop(self) -> None:
+        """Not ready first, then what is queued is answered, subscribers are told, the log is closed."""
+        self.broker.stopping = True
+        for _ in range(DRAIN_MESSAGES_MAX):
+            worked = self._drain()
+            if self.broker.appender.parts:
+                self._commit()
+            self.broker.wake(time.monotonic_ns())
+            self._answer_later()
+            self._send_replies()
+            if not worked and not self.broker.later and not self.broker.backlog:
+                break
+        self._subscriptions()
+        self._heartbeat(time.monotonic_ns())
+        self.store.log.close()
+
+    def close_sockets(self) -> None:
+        self._requests.close()
+        self._publish.close()
+
+    def _info(self) -> dict[str, Any]:
+        """Figures for people (INFO)."""
+        index, log = self.store.index, self.store.log
+        return {
+            "version": VERSION,
+            "pid": os.getpid(),
+            "data": str(self._config.data),
+            "log_id": log.log_id.hex(),
+            "head": index.head,
+            "groups": log.group,
+            "segments": log.segments(),
+            "streams": len(index.streams),
+            "batches": len(index.positions),
+            "syncs": log.syncs,
+            "clients": len(self.broker.peers),
+            "topics": len(self.broker.topics.subscribed),
+            "everything_subscribed": EVERYTHING in self.broker.topics.subscribed,
+            "refused": self.broker.refused,
+            "known_ids": len(self.broker.appender.window.young) + len(self.broker.appender.window.old),
+            "uptime_seconds": (time.monotonic_ns() - self._started_ns) // 1_000_000_000,
+        }
+
+
+def _brings_bytes(reply: Request) -> bool:
+    """A READ's reply always has its frame of stored bytes, even an empty one: [id, 0, from, to, end, head]."""
+    return len(reply) == 6 and reply[1] == 0 and all(type(part) is int for part in reply)

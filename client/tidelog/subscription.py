@@ -1,0 +1,361 @@
+"""Subscription: history, then live, in one iterator. Works the SUB socket; the rule is follow.py's.
+
+History is read before the SUB socket is opened, so that a long one does not fill a buffer with messages that will be
+dropped. Then: subscribe to the topic, then to heartbeats; the first heartbeat shows that the subscription is in force,
+and one more read closes the hand-over. Whatever is missed later shows as a hole or as a heartbeat's head, and is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from math import ceil, inf
+from random import random
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+
+import zmq
+
+from .batch import signature_of
+from .errors import (
+    ClientClosed,
+    InvalidArgument,
+    Lagged,
+    ProtocolMismatch,
+    StreamNotFound,
+    TidelogError,
+    Truncated,
+    UsedAfterFork,
+)
+from .follow import Follow, Verdict
+from .link import Wakeup
+from .messages import CaughtUp, Checkpoint, Recorded
+from .reading import Pages
+from .wire import PUBLISHED, STREAM, bound, choose_endpoints, decode_page, read_published, topic
+
+if TYPE_CHECKING:
+    from .blocking import Client, Pager
+
+HEARTBEAT_TOPIC: Final = b"H"
+RECEIVE_MESSAGES_MAX: Final = 2_000
+"""Messages that wait for a slow subscriber; more are dropped, and read instead. At 64 KiB each: 128 MiB."""
+SILENT_HEARTBEATS: Final = 3
+RETRY_FIRST: Final = 0.05
+RETRY_MAX: Final = 1.0
+
+
+class Subscription:
+    """Events in order, each once, for ever. Iterate in one thread; `stop()` from any. Made by `Client.subscribe`."""
+
+    def __init__(
+        self,
+        client: Client,
+        scope: int,
+        name: str,
+        start: int | Literal["end"] | None,
+        types: tuple[str, ...] | None,
+        markers: bool,
+        raise_on_lag: bool,
+        checkpoint_events: int,
+        checkpoint_idle: float,
+    ) -> None:
+        self._client = client
+        self._scope, self._name = scope, name
+        self._types = types
+        self._wanted = None if types is None else frozenset(types)
+        self._signature = 0 if types is None else signature_of(types)
+        self._place = 2 if scope == STREAM else 0
+        self._markers = markers
+        self._raise_on_lag = raise_on_lag
+        self._checkpoint_events = bound(checkpoint_events, "checkpoint_events") or 1
+        self._checkpoint_idle = float(checkpoint_idle)
+        self._hello = client._hello()
+        self._follow = Follow(0)
+        self._from_first = start is None
+        self._page: Iterator[Recorded] = iter(())
+        self._said: deque[CaughtUp | Checkpoint] = deque()
+        self._caught_up = False
+        self._since_checkpoint = 0
+        self._checkpoint_at = inf
+        self._pager: Pager | None = None
+        self._reading_for = 0
+        self._retry_at = 0.0
+        self._retries = 0
+        self._sub: Any = None
+        self._sub_endpoint = ""
+        self._heard = 0.0
+        self._stopped = False
+        self._error: TidelogError | None = None
+        self._wakeup = Wakeup()
+        self._busy = Lock()
+        if start == "end":
+            self._follow.next, self._follow.covered = self._end()
+        elif start is not None:
+            self._follow.next = bound(start, "start")
+        self._position = self._follow.next
+        self._start_reading()
+        self._read_page()  # here, so that what is wrong with the subscription is told at the call
+
+    @property
+    def position(self) -> int:
+        """The next version (of a stream) or position that this subscription wants: what to store and start from."""
+        return self._position
+
+    def stop(self) -> None:
+        """End the iteration, from any thread: `next` raises StopIteration soon. The position stays."""
+        self._stopped = True
+        self._wakeup.set()
+        pager = self._pager
+        if pager is not None:
+            pager.cancel(ClientClosed("the subscription was stopped"))
+
+    def close(self) -> None:
+        """Stop, and give the socket back."""
+        if os.getpid() != self._client._link.pid:
+            return
+        self.stop()
+        if self._busy.acquire(timeout=1.0):
+            try:
+                if self._sub is not None:
+                    self._sub.close(0)
+                self._sub = None
+                self._wakeup.close()
+            finally:
+                self._busy.release()
+
+    def commit(self) -> NoReturn:
+        """Store the position in a named cursor. Raises InvalidArgument: cursors are not built yet."""
+        raise InvalidArgument("cursors are not built yet")
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_busy"):
+            self.close()
+
+    def __iter__(self) -> Subscription:
+        return self
+
+    def __next__(self) -> Any:
+        """The next event (with markers: or CaughtUp, Checkpoint).
+
+        Raises StopIteration after `stop`, Lagged (with on_lag="raise"), Truncated when events were removed before they
+        were delivered, ProtocolMismatch when the endpoint serves another log. The broker's absence only means waiting.
+        """
+        while True:
+            if self._said:
+                return self._said.popleft()
+            for event in self._page:
+                if self._stopped:
+                    raise StopIteration
+                self._position = event[self._place] + 1
+                if self._caught_up and self._markers:
+                    self._count()
+                return event
+            if self._stopped:
+                raise StopIteration
+            self._position = max(self._position, self._follow.next)
+            with self._busy:
+                self._advance()
+
+    # One step
+
+    def _advance(self) -> None:
+        """Do the next thing that may bring events: read a page, or wait for a message."""
+        if os.getpid() != self._client._link.pid:
+            raise UsedAfterFork("this subscription belongs to the parent process")
+        now = monotonic()
+        if self._error is not None:
+            raise self._error
+        if self._pager is not None:
+            if now >= self._retry_at:
+                self._try_page(now)
+            else:
+                self._wait(self._retry_at, now)
+            return
+        if not self._caught_up:
+            self._caught_up = True
+            self._checkpoint_at = now + self._checkpoint_idle
+            if self._markers:
+                self._said.append(CaughtUp(self._follow.next))
+        elif self._markers and now >= self._checkpoint_at:
+            self._checkpoint(now)
+        elif now >= self._follow.read_at:
+            self._start_reading()
+        elif self._sub is None:
+            self._open(now)
+        else:
+            silent_at = self._heard + SILENT_HEARTBEATS * max(self._hello.heartbeat_ms / 1000, 0.1)
+            due = min(self._follow.read_at, silent_at, self._checkpoint_at if self._markers else inf)
+            if not self._wait(due, now) and monotonic() >= silent_at:
+                self._heard = monotonic()
+                self._follow.silent(self._heard)
+
+    def _count(self) -> None:
+        self._since_checkpoint += 1
+        now = monotonic()
+        self._checkpoint_at = now + self._checkpoint_idle
+        if self._since_checkpoint >= self._checkpoint_events:
+            self._checkpoint(now)
+
+    def _checkpoint(self, now: float) -> None:
+        self._since_checkpoint = 0
+        self._checkpoint_at = now + self._checkpoint_idle
+        self._said.append(Checkpoint(self._position))
+
+    # Reading
+
+    def _start_reading(self) -> None:
+        from .blocking import Pager
+
+        start = None if self._from_first else self._follow.next
+        pages = Pages(self._scope, self._name, start, types=self._types)
+        self._follow.read_at = inf
+        self._reading_for = self._follow.beat_head
+        self._pager = Pager(self._client, pages)
+
+    def _try_page(self, now: float) -> None:
+        """Read a page; a broker that does not answer is asked again and again."""
+        try:
+            self._read_page()
+        except TidelogError as error:
+            if self._stopped:
+                return
+            if not error.retryable:
+                self._error = error
+                raise
+            self._retries += 1
+            self._retry_at = now + min(RETRY_FIRST * 2 ** min(self._retries, 8), RETRY_MAX)
+
+    def _read_page(self) -> None:
+        """Take the next page of the read under way; behind the last, the read is over."""
+        pager = self._pager
+        assert pager is not None
+        follow = self._follow
+        try:
+            events = pager.next()
+        except StreamNotFound:
+            # No such stream as of a head that is at least the heartbeat's which asked for this read.
+            self._pager = None
+            follow.read(follow.next, follow.next, max(follow.covered, self._reading_for))
+            self._from_first = False
+            return
+        except Truncated:
+            if not self._from_first:
+                raise
+            self._start_reading()
+            return
+        except TidelogError as error:
+            if error.retryable and pager.failed:
+                self._start_reading()
+            raise
+        self._retries, self._retry_at = 0, 0.0
+        pages = pager.pages
+        if events is None:
+            self._pager = None
+            self._check_endpoint()
+            return
+        if follow.live and self._raise_on_lag and any(event[0] < self._reading_for for event in events):
+            follow.lost = True
+        if follow.lost and self._raise_on_lag:
+            self._error = Lagged(f"live messages were lost before {follow.next}", follow.next)
+            raise self._error
+        # From here on nothing can fail: a page is taken whole or not at all.
+        self._from_first = False
+        last = pages.finished
+        follow.read(pages.start or 0, 0 if last else pages.start_or_max, pages.head)
+        self._page = iter(events)
+
+    def _end(self) -> tuple[int, int]:
+        """Where "end" is now: the next version or position, and the head until which nothing is wanted."""
+        if self._scope != STREAM:
+            head = self._client.head()
+            return head, head
+        try:
+            info = self._client.stream_info(self._name)
+        except StreamNotFound:
+            return 0, 0
+        return info.last_version + 1, info.last_position + 1
+
+    # Publishing
+
+    def _open(self, now: float) -> None:
+        """A SUB socket to the publishing endpoint that HELLO names: first our topic, then heartbeats."""
+        if self._client._link.exchange.closed is not None:
+            raise ClientClosed("the client is closed")
+        endpoint = choose_endpoints(self._client.endpoint, self._hello.endpoints)[1]
+        sub = self._client._link.context.socket(zmq.SUB)
+        try:
+            sub.setsockopt(zmq.LINGER, 0)
+            sub.setsockopt(zmq.RCVHWM, RECEIVE_MESSAGES_MAX)
+            sub.setsockopt(zmq.RECONNECT_IVL, 20)
+            sub.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+            sub.setsockopt(zmq.SUBSCRIBE, topic(self._scope, self._name))
+            sub.setsockopt(zmq.SUBSCRIBE, HEARTBEAT_TOPIC)
+            sub.connect(endpoint)
+        except BaseException:
+            sub.close(0)
+            raise
+        self._sub, self._sub_endpoint = sub, endpoint
+        self._heard = now
+
+    def _check_endpoint(self) -> None:
+        """After a restart the broker may publish elsewhere, and serve another log."""
+        hello = self._client._link.exchange.hello
+        if hello is None or hello is self._hello:
+            return
+        if hello.log_id != self._hello.log_id:
+            self._error = ProtocolMismatch("the endpoint serves another log than before")
+            raise self._error
+        self._hello = hello
+        if self._sub is not None and choose_endpoints(self._client.endpoint, hello.endpoints)[1] != self._sub_endpoint:
+            self._sub.close(0)
+            self._sub = None
+
+    def _wait(self, until: float, now: float) -> bool:
+        """Wait for a published message, a stop, or the time; → whether there was a message."""
+        items: list[Any] = [(self._wakeup.fd, zmq.POLLIN)]
+        if self._sub is not None and self._pager is None:
+            items.append((self._sub, zmq.POLLIN))
+        wait_ms = 1000 if until == inf else min(max(ceil((until - now) * 1000), 0), 1000)
+        for which, _ in zmq.zmq_poll(items, wait_ms):
+            if which is self._sub:
+                self._receive()
+                return True
+            self._wakeup.clear()
+        return False
+
+    def _receive(self) -> None:
+        """Take in one message."""
+        name = self._sub.recv()
+        body = self._sub.recv() if self._sub.getsockopt(zmq.RCVMORE) else b""
+        message = read_published(body)
+        if message.log_id != self._hello.log_id:
+            self._error = ProtocolMismatch("what is published belongs to another log")
+            raise self._error
+        now = monotonic()
+        self._heard = now
+        follow = self._follow
+        if name == HEARTBEAT_TOPIC:
+            follow.heartbeat(message.head, now, random() * self._hello.heartbeat_ms / 1000)
+            return
+        verdict = follow.message(message.start, message.stop, message.head, bool(message.flags & 1))
+        if verdict is Verdict.TAKE:
+            events = decode_page(
+                body[PUBLISHED.size :],
+                self._scope == STREAM,
+                follow.next,
+                message.stop,
+                self._wanted,
+                self._signature,
+            )
+            follow.took(message.stop, message.head)
+            self._page = iter(events)
+        elif verdict is Verdict.READ:
+            self._start_reading()

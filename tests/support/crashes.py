@@ -1,0 +1,557 @@
+"""Every crash state of a workload, recovered by the real Log and judged.
+
+Owns the workloads (`OPERATIONS`), the model of what was promised, and the search. A `World` runs operations on a SimDisk
+and knows which groups are committed and which one, at most, is in flight; an `Explorer` looks before every call that
+changes the disk at each state a power cut or a kill may leave there: Log.open must give back all that is committed and
+the group in flight whole or not at all, then take one more group, survive the worst power cut, and close.
+
+A state is counted once (blake2b over names and contents, the contents of quarantine apart).
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from random import Random
+
+from support.builders import Staged, Writer, seeded_random
+from support.simdisk import Fault, Image, SimDisk
+from tidelog.errors import StorageFull
+from tidelog_broker.core.recovery import Group
+from tidelog_broker.log import FailStop, Log, LogSettings
+
+SMALL = LogSettings(
+    segment_bytes=16_384, group_bytes_max=8_192, zero_step=4_096, prepare_ahead=8_192, mark_groups=3, mark_bytes=1 << 20
+)
+STRICT = LogSettings(
+    segment_bytes=16_384, group_bytes_max=8_192, zero_step=4_096, prepare_ahead=4_096, mark_groups=3, strict=True
+)
+ALIGNED = LogSettings(
+    segment_bytes=28_672, group_bytes_max=8_192, zero_step=8_192, prepare_ahead=8_192, mark_groups=2, align=4_096
+)
+NOTHING = b""
+SEGMENT_DIGIT = "0"
+
+
+class Counterexample(AssertionError):
+    """A state that was recovered wrongly."""
+
+
+@dataclass(slots=True)
+class Point:
+    """A prefix of the log: how many groups, the head behind it, the writer's knowledge there."""
+
+    groups: int = 0
+    position: int = 0
+    versions: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+
+
+def chain(prefix: bytes, body: bytes) -> bytes:
+    """The name of the prefix that `body` follows."""
+    return blake2b(prefix + body, digest_size=16).digest()
+
+
+def open_log(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, bytes]:
+    """Recover; the log and the name of the prefix that it holds."""
+    held = NOTHING
+
+    def replay(ordinal: int, group: Group) -> None:
+        nonlocal held
+        held = chain(held, group.body)
+
+    log = Log.open(disk, settings, random=seeded_random(seed), replay=replay)
+    return log, held
+
+
+class Explorer:
+    """The search over all workloads: what was seen, what it recovered to."""
+
+    def __init__(self, *, limit: int = 24, nested_one_in: int = 24, target: int = 0, seconds: float = 1e9) -> None:
+        self.limit = limit
+        self.nested_one_in = nested_one_in
+        self.target = target
+        self.deadline = time.monotonic() + seconds
+        self.looked_at = 0
+        self.outcomes: dict[bytes, bytes | str] = {}
+        self.continued: set[bytes] = set()
+        self.workloads = 0
+        self.rng = Random(0)
+
+    @property
+    def distinct(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def done(self) -> bool:
+        return (self.target and self.distinct >= self.target) or time.monotonic() > self.deadline
+
+    def look(self, world: World, call: str) -> None:
+        """Judge every state that a power cut or a kill may leave now."""
+        disk, allowed = world.disk, world.allowed()
+        if not disk.is_synced():
+            for keep_size in (False, True) if world.failed else (False,):
+                clone = disk.clone()
+                clone.keep_size = keep_size
+                key = b"kill%d" % keep_size + clone.digest()
+                self.looked_at += 1
+                if key not in self.outcomes:
+                    self.outcomes[key] = self.recover(clone, world, allowed)
+                self.judge(self.outcomes[key], allowed, world, call + ", kill")
+        digests: dict[bytes, bytes] = {}
+        for image in disk.crash_states(self.rng, self.limit, garbage=world.settings.align > 1):
+            self.look_at_image(image, world, allowed, call, digests)
+
+    def look_at_image(
+        self, image: Image, world: World, allowed: set[bytes], call: str, digests: dict[bytes, bytes], nested: int = 1
+    ) -> None:
+        key = image_digest(image, digests)
+        self.looked_at += 1
+        outcome = self.outcomes.get(key)
+        if outcome is None:
+            if nested and self.nested_one_in and self.rng.randrange(self.nested_one_in) == 0:
+                self.crash_inside_recovery(image, world, allowed, call)
+            outcome = self.outcomes[key] = self.recover(SimDisk(image), world, allowed)
+        self.judge(outcome, allowed, world, call, image)
+
+    def crash_inside_recovery(self, image: Image, world: World, allowed: set[bytes], call: str) -> None:
+        """The power goes again, before each call that recovery makes."""
+        disk = SimDisk(image)
+
+        def before(op: str, name: str) -> None:
+            where = f"{call}, recovery: before {op} {name}"
+            digests: dict[bytes, bytes] = {}
+            for state in disk.crash_states(self.rng, self.limit // 3):
+                self.look_at_image(state, world, allowed, where, digests, nested=0)
+
+        disk.before = before
+        try:
+            open_log(disk, world.settings, b"nested")
+        except (Exception,) as error:
+            self.judge(f"{type(error).__name__}: {error}", allowed, world, call, image)
+
+    def recover(self, disk: SimDisk, world: World, allowed: set[bytes]) -> bytes | str:
+        """Open, commit one more, lose power at its worst, close and reopen: the prefix found, or what went wrong."""
+        try:
+            log, held = open_log(disk, world.settings, b"recovery")
+            point = world.points.get(held)
+            if point is None:
+                return "a mixture that never was a log"
+            if log.head != point.position or log.group != point.groups:
+                return f"head {log.head} and group {log.group}, expected {point.position} and {point.groups}"
+            key = disk.digest()
+            if key in self.continued:
+                return held
+            self.continued.add(key)
+            return self.go_on(disk, log, held, point, world.settings) or held
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    @staticmethod
+    def go_on(disk: SimDisk, log: Log, held: bytes, point: Point, settings: LogSettings) -> str:
+        writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial=1_000)
+        more = chain(held, writer.commit(log, [("after", [writer.payload(64), writer.payload(64)])]))
+        cut = SimDisk(disk.durable())
+        again, found = open_log(cut, settings, b"power cut")
+        if found != more or again.head != point.position + 2:
+            return "after recovery and one more group, a power cut lost something"
+        log.close()
+        if not disk.is_synced():
+            return "a clean stop left something unsynced"
+        again, found = open_log(disk, settings, b"reopened")
+        if found != more or again.report.cut_bytes:
+            return "after recovery, one more group and a clean stop, reopening gave something else"
+        return ""
+
+    def judge(
+        self, outcome: bytes | str, allowed: set[bytes], world: World, call: str, image: Image | None = None
+    ) -> None:
+        if isinstance(outcome, bytes) and outcome in allowed:
+            return
+        if isinstance(outcome, bytes):
+            groups = world.points[outcome].groups if outcome in world.points else "unknown"
+            outcome = f"recovered {groups} groups; committed {world.points[world.committed].groups}, in flight: " + (
+                "1" if len(allowed) > 1 else "0"
+            )
+        sizes = {name: len(data) for name, data in (image or {}).items()}
+        raise Counterexample(f"{outcome}\n  workload {' → '.join(world.done)}\n  at {call}\n  files {sizes}")
+
+
+def image_digest(image: Image, digests: dict[bytes, bytes]) -> bytes:
+    """Of names and contents, the contents of quarantine apart; `digests` remembers contents within one look."""
+    hasher = blake2b(digest_size=16)
+    for name in sorted(image):
+        hasher.update(name.encode() + b"\0")
+        if not name.startswith("quarantine"):
+            content = image[name]
+            digest = digests.get(content)
+            if digest is None:
+                digest = digests[content] = blake2b(content, digest_size=16).digest()
+            hasher.update(digest)
+    return hasher.digest()
+
+
+class World:
+    """A log on a SimDisk, and what its users were promised."""
+
+    def __init__(self, explorer: Explorer, settings: LogSettings, seed: int) -> None:
+        self.explorer = explorer
+        self.settings = settings
+        self.rng = Random(seed)
+        self.seed = seed
+        self.disk = SimDisk()
+        self.writer = Writer()
+        self.points: dict[bytes, Point] = {NOTHING: Point()}
+        self.committed = NOTHING
+        self.in_flight: bytes | None = None
+        self.failed = False
+        self.armed = False
+        self.starts = 0
+        self.done: list[str] = []
+        self.log: Log
+
+    def allowed(self) -> set[bytes]:
+        return {self.committed} if self.in_flight is None else {self.committed, self.in_flight}
+
+    def _before(self, op: str, name: str) -> None:
+        if self.armed:
+            self.explorer.look(self, f"before {op} {name}")
+
+    def look(self, what: str) -> None:
+        if self.armed:
+            self.explorer.look(self, what)
+
+    def start(self) -> None:
+        """Open the log; what it holds from here on was seen and may never go."""
+        self.disk.before = self._before
+        self.starts += 1
+        self.log, held = open_log(self.disk, self.settings, b"start %d" % self.starts)
+        self.disk.fault = None
+        self.explorer.judge(held, self.allowed(), self, "after Log.open")
+        point = self.points[held]
+        if self.log.head != point.position:
+            raise Counterexample(f"head {self.log.head}, expected {point.position}: {self.done}")
+        self.committed, self.in_flight = held, None
+        serial = self.writer.serial
+        self.writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial)
+        self.look("after Log.open")
+
+    def restart(self, power: bool) -> None:
+        """The process is gone, or the machine is; then start."""
+        if power:
+            states = list(self.disk.crash_states(self.rng, 16, garbage=self.settings.align > 1))
+            self.disk = SimDisk(self.rng.choice(states))
+        else:
+            self.disk.fault = None
+            self.disk.before = None
+            self.disk = self.disk.clone()
+            self.disk.keep_size = self.failed and self.rng.random() < 0.5
+        self.start()
+
+    def commit(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str) -> bool:
+        """Commit a group; False when the process would have ended."""
+        group = self.writer.stage(*appends)
+        self.promise(group)
+        try:
+            self.log.commit(group.parts, group.batches, group.next_position)
+        except StorageFull:
+            self.in_flight = None
+            self.look("after StorageFull")
+            return True
+        except FailStop:
+            self.failed = True
+            self.disk.fault = None
+            self.look("after FailStop")
+            return False
+        self.acknowledge(group)
+        return True
+
+    def promise(self, group: Staged) -> None:
+        """The group is about to be written: it may be found or not."""
+        point = self.points[self.committed]
+        self.in_flight = chain(self.committed, group.body)
+        self.points[self.in_flight] = Point(point.groups + 1, group.next_position, group.versions, group.epochs)
+
+    def acknowledge(self, group: Staged) -> None:
+        assert self.in_flight is not None
+        self.committed, self.in_flight = self.in_flight, None
+        self.writer.accept(group)
+        self.look("after the acknowledgement")
+
+    def stop_on_failure(self, call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except FailStop:
+            self.failed = True
+            self.disk.fault = None
+            self.look("after FailStop")
+            return False
+        return True
+
+    def fail(self, op: str, fault: Fault, nth: int = 1, name: str = "") -> None:
+        """The nth call of `op` (on names that begin so) fails, once."""
+        calls = 0
+
+        def decide(its_op: str, its_name: str) -> Fault | None:
+            nonlocal calls
+            if its_op != op or not its_name.startswith(name):
+                return None
+            calls += 1
+            return fault if calls == nth else None
+
+        self.disk.fault = decide
+
+    def run(self, workload: Sequence[str], armed_from: int) -> None:
+        """The operations in order; states are looked at from the one numbered `armed_from` on (-1: and creation)."""
+        self.armed = armed_from < 0
+        self.done = ["create"]
+        self.start()
+        for index, name in enumerate(workload):
+            self.armed = index >= armed_from
+            self.done.append(name)
+            OPERATIONS[name](self)
+            self.disk.fault = None
+
+
+def _small(world: World) -> bool:
+    return world.commit([("s/1", [world.writer.payload(64)])])
+
+
+def _large(world: World) -> None:
+    world.commit([("s/1", [world.writer.payload(1_500), world.writer.payload(32)])])
+
+
+def _streams(world: World) -> None:
+    p = world.writer.payload
+    world.commit([("s/1", [p(64)]), ("s/2", [p(200), p(64)]), ("s/3", [p(64)])])
+
+
+def _appends(world: World) -> None:
+    p = world.writer.payload
+    world.commit([("s/1", [p(64)])], [("s/2", [p(300)]), ("s/1", [p(64)])], "session", [("s/3", [p(600)])])
+
+
+def _control(world: World) -> None:
+    world.commit("session")
+
+
+def _big(world: World) -> None:
+    world.commit([("b/1", [world.writer.payload(3_000), world.writer.payload(3_000)])])
+
+
+def _roll(world: World) -> None:
+    ordinal = world.log._header.ordinal
+    for _ in range(4):
+        _big(world)
+        if world.log._header.ordinal != ordinal:
+            return
+    raise AssertionError("no roll")
+
+
+def _prepare(world: World) -> None:
+    world.stop_on_failure(world.log.prepare)
+    world.look("after prepare")
+
+
+def _prepare_all(world: World) -> None:
+    while world.log.prepare():
+        pass
+    world.look("after prepare")
+
+
+def _mark(world: World) -> None:
+    world.stop_on_failure(world.log.mark)
+    world.look("after mark")
+
+
+def _enospc(world: World) -> None:
+    world.fail("write", Fault(errno.ENOSPC), name=SEGMENT_DIGIT)
+    _large(world)
+
+
+def _enospc_midway(world: World) -> None:
+    world.fail("write", Fault(errno.ENOSPC, short=700), name=SEGMENT_DIGIT)
+    _large(world)
+
+
+def _short(world: World) -> None:
+    world.fail("write", Fault(0, short=700), name=SEGMENT_DIGIT)
+    _large(world)
+
+
+def _short_roll(world: World) -> None:
+    world.fail("write", Fault(0, short=40), nth=world.rng.randrange(1, 4), name=SEGMENT_DIGIT)
+    _roll_or_full(world)
+
+
+def _roll_or_full(world: World) -> None:
+    for _ in range(3):
+        if not world.commit([("b/1", [world.writer.payload(3_000), world.writer.payload(3_000)])]):
+            world.restart(world.rng.random() < 0.5)
+
+
+def _short_and_failed_sync(world: World) -> None:
+    """A rollback whose sync fails."""
+    writes = 0
+    reached = world.rng.choice([0.0, 0.5, 1.0])
+
+    def decide(op: str, name: str) -> Fault | None:
+        nonlocal writes
+        if op == "write" and name.startswith(SEGMENT_DIGIT):
+            writes += 1
+            return Fault(0, short=1_000) if writes == 1 else None
+        return Fault(reached=reached) if op == "sync" and writes else None
+
+    world.disk.fault = decide
+    if not world.commit([("s/1", [world.writer.payload(1_500)])]):
+        world.restart(world.rng.random() < 0.3)
+
+
+def _failed_sync(reached: float, power: bool) -> Callable[[World], None]:
+    def run(world: World) -> None:
+        world.fail("datasync", Fault(reached=reached), name=SEGMENT_DIGIT)
+        if not world.commit([("s/1", [world.writer.payload(900)])]):
+            world.restart(power)
+
+    return run
+
+
+def _failed_mark(world: World) -> None:
+    world.fail("datasync", Fault(reached=world.rng.choice([0.0, 1.0])), name="marks")
+    if not world.stop_on_failure(world.log.mark):
+        world.restart(world.rng.random() < 0.3)
+
+
+def _failed_anything(world: World) -> None:
+    """The n-th sync of a roll fails, whatever it is of."""
+    op = world.rng.choice(["sync", "datasync", "sync_folder"])
+    world.fail(op, Fault(reached=world.rng.choice([0.0, 0.5, 1.0])), nth=world.rng.randrange(1, 5))
+    _roll_or_full(world)
+
+
+def _stop(world: World) -> None:
+    world.log.close()
+    world.start()
+
+
+def _kill(world: World) -> None:
+    world.restart(power=False)
+
+
+def _power(world: World) -> None:
+    """The power goes at some call of a commit."""
+    from support.simdisk import PowerCut
+
+    world.disk.cut_at = world.rng.randrange(1, 4)
+    try:
+        if world.rng.random() < 0.5:
+            _appends(world)
+        else:
+            _roll(world)
+    except PowerCut:
+        pass
+    world.disk.dead, world.disk.cut_at = False, None
+    world.restart(power=True)
+
+
+def _kill_midway(world: World) -> None:
+    """A kill at some call of a commit: the cache stays."""
+    from support.simdisk import PowerCut
+
+    world.disk.cut_at = world.rng.randrange(1, 6)
+    try:
+        _large(world)
+        _roll(world)
+    except PowerCut:
+        pass
+    world.disk.dead, world.disk.cut_at = False, None
+    world.restart(power=False)
+
+
+def _failed_open(world: World) -> None:
+    """A call of recovery fails; then it is tried again."""
+    op = world.rng.choice(["sync", "sync_folder", "write", "rename", "truncate", "create"])
+    fault = Fault(world.rng.choice([errno.EIO, errno.ENOSPC]), reached=world.rng.choice([0.0, 0.5, 1.0]))
+    if op != "write":
+        fault.errno = errno.EIO
+    world.disk.before = None
+    world.disk = world.disk.clone()
+    world.fail(op, fault, nth=world.rng.randrange(1, 4))
+    for _ in range(2):
+        try:
+            world.start()
+            break
+        except (FailStop, StorageFull):
+            world.failed = True
+            world.disk.fault = None
+            world.look("after a failed Log.open")
+            if world.rng.random() < 0.3:
+                world.disk = SimDisk(world.rng.choice(list(world.disk.crash_states(world.rng, 16))))
+
+
+OPERATIONS: dict[str, Callable[[World], object]] = {
+    "small": _small,
+    "large": _large,
+    "streams": _streams,
+    "appends": _appends,
+    "control": _control,
+    "roll": _roll,
+    "prepare": _prepare,
+    "prepare all": _prepare_all,
+    "mark": _mark,
+    "no room": _enospc,
+    "short": _short,
+    "short, sync fails": _short_and_failed_sync,
+    "sync fails, nothing written": _failed_sync(0.0, False),
+    "sync fails, all written": _failed_sync(1.0, False),
+    "sync fails, power cut": _failed_sync(0.5, True),
+    "mark fails": _failed_mark,
+    "stop": _stop,
+    "kill": _kill,
+    "kill midway": _kill_midway,
+    "power cut": _power,
+    "open fails": _failed_open,
+    "no room midway": _enospc_midway,
+    "short, rolling": _short_roll,
+    "a sync fails": _failed_anything,
+}
+
+
+def workloads(seed: int) -> Iterator[tuple[LogSettings, tuple[str, ...], int]]:
+    """(settings, operations, the first one to look at): all of one and two, then seeded ones of three to six, for ever."""
+    yield SMALL, (), -1
+    yield ALIGNED, (), -1
+    names = list(OPERATIONS)
+    for length in (1, 2):
+        for sequence in itertools.product(names, repeat=length):
+            yield SMALL, sequence, length - 1
+    rng = Random(seed)
+    while True:
+        settings = rng.choice([SMALL, SMALL, SMALL, STRICT, ALIGNED])
+        length = rng.choice([3, 3, 4, 5, 6])
+        yield settings, tuple(rng.choices(names, k=length)), 1
+
+
+def explore(explorer: Explorer, seed: int) -> None:
+    """Workloads until the explorer has enough. Raises Counterexample."""
+    for number, (settings, sequence, first) in enumerate(workloads(seed)):
+        if explorer.done:
+            return
+        run_workload(explorer, settings, sequence, first, seed + number)
+
+
+def run_workload(explorer: Explorer, settings: LogSettings, sequence: Sequence[str], first: int, seed: int) -> None:
+    explorer.rng = Random(seed)
+    explorer.workloads += 1
+    world = World(explorer, settings, seed)
+    try:
+        world.run(sequence, first)
+    except Counterexample as error:
+        error.add_note(f"seed {seed}, settings {settings}")
+        raise
+    except Exception as error:
+        raise Counterexample(f"{type(error).__name__}: {error}\n  workload {world.done}, seed {seed}") from error
