@@ -38,7 +38,7 @@ NUMBERS = [
     Setting("group_bytes_max", limits.GROUP_BYTES_MAX, MIB, limits.GROUP_BYTES_MAX, "bytes", "largest group"),
     Setting("zero_step", MIB, 4096, 16 * MIB, "bytes", "space prepared in one step"),
     Setting("prepare_ahead", 8 * MIB, 4096, 256 * MIB, "bytes", "space kept prepared"),
-    Setting("align", 1, 1, 65_536, "bytes", "every group begins on a multiple of this"),
+    Setting("align", 1, 1, 4_096, "bytes", "every group begins on a multiple of this"),
     Setting("event_bytes_max", limits.EVENT_BYTES_MAX, 64, limits.EVENT_BYTES_CEILING, "bytes", "largest event"),
     Setting("append_events_max", limits.APPEND_EVENTS_MAX, 1, limits.APPEND_EVENTS_CEILING, "events", "most events in an append"),
     Setting("append_bytes_max", limits.APPEND_BYTES_MAX, 64, limits.APPEND_BYTES_CEILING, "bytes", "largest append"),

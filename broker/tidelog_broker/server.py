@@ -117,14 +117,14 @@ class Server:
             frame = receive()
             if self._requests.getsockopt(zmq.RCVMORE):
                 self._drop_rest()
-                continue
+                frame = b""
             take(identity, frame)
             if appender.bytes >= GROUP_SOFT_BYTES or self.broker.backlog:
                 break
         return worked
 
     def _drop_rest(self) -> None:
-        """A request message has one frame; whoever sends more gets no answer."""
+        """A request message has one frame; one of more is taken as none that can be read."""
         while self._requests.getsockopt(zmq.RCVMORE):
             self._requests.recv()
 

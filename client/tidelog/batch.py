@@ -64,9 +64,21 @@ def read_batch(data: bytes | memoryview, offset: int = 0) -> Batch | Incomplete:
     """
     if len(data) - offset < HEADER_BYTES:
         return INCOMPLETE
-    (kind, flags, name_bytes, layout, length, index, count, events, region_bytes, position, version, time, signature) = (
-        HEADER.unpack_from(data, offset)
-    )
+    (
+        kind,
+        flags,
+        name_bytes,
+        layout,
+        length,
+        index,
+        count,
+        events,
+        region_bytes,
+        position,
+        version,
+        time,
+        signature,
+    ) = HEADER.unpack_from(data, offset)
     if kind not in (EVENTS, CONTROL) or length > BATCH_BYTES_CEILING or events > APPEND_EVENTS_CEILING:
         raise CorruptLog(f"no batch at offset {offset}", "", offset)
     if length < HEADER_BYTES + name_bytes + region_bytes + 4:
@@ -86,7 +98,12 @@ def read_batch(data: bytes | memoryview, offset: int = 0) -> Batch | Incomplete:
             at = tail + SESSION_TAIL.size
     except (ValueError, struct.error, IndexError) as error:
         raise CorruptLog(f"batch at offset {offset}: {error}", "", offset) from None
-    if at + region_bytes != stop or index >= count or (kind == EVENTS) != (events > 0) or (kind == EVENTS) != (name_bytes > 0):
+    if (
+        at + region_bytes != stop
+        or index >= count
+        or (kind == EVENTS) != (events > 0)
+        or (kind == EVENTS) != (name_bytes > 0)
+    ):
         raise CorruptLog(f"batch at offset {offset}: its parts do not fit", "", offset)
     return Batch(
         kind, flags, layout, index, count, events, position, version, time, signature, stream, session,
@@ -96,7 +113,7 @@ def read_batch(data: bytes | memoryview, offset: int = 0) -> Batch | Incomplete:
 
 @lru_cache(maxsize=64)
 def id_splitter(count: int) -> struct.Struct:
-    """A Struct that cuts the ids column of `count` events into 16-byte pieces (5 × a loop of slices)."""
+    """A Struct that cuts the ids column of `count` events into 16-byte pieces (a loop of slices takes 5 times as long)."""
     return struct.Struct("16s" * count)
 
 

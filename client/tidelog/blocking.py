@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC
 from itertools import chain
 from math import inf
 from time import monotonic
@@ -283,7 +284,15 @@ class Client:
         elif category is not None:
             scope, name = CATEGORY, _category(category)
         made = Subscription(
-            self, scope, name, start, types_filter(types), markers, on_lag == "raise", checkpoint_events, checkpoint_idle
+            self,
+            scope,
+            name,
+            start,
+            types_filter(types),
+            markers,
+            on_lag == "raise",
+            checkpoint_events,
+            checkpoint_idle,
         )
         self._subscriptions.add(made)
         return made
@@ -387,6 +396,11 @@ class Pager:
             self._ask(pages.request(), inf)
         return events
 
+    @property
+    def failed(self) -> bool:
+        """Whether the page under way has ended with an error: this pager can't go on."""
+        return self._call is not None and self._call.settled and self._call.error is not None
+
     def cancel(self, error: TidelogError) -> None:
         """End a `next` that waits in another thread, with this error."""
         call = self._call
@@ -465,9 +479,9 @@ def _seconds(timeout: object) -> float:
 def _microseconds(when: int | datetime) -> int:
     if isinstance(when, int):
         return bound(when, "a time")
-    from datetime import datetime, timedelta, timezone
+    from datetime import datetime, timedelta
 
     if not isinstance(when, datetime):
         raise InvalidArgument("a time is microseconds since the epoch, or a datetime")
-    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return bound((when.astimezone(timezone.utc) - epoch) // timedelta(microseconds=1), "a time")
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    return bound((when.astimezone(UTC) - epoch) // timedelta(microseconds=1), "a time")

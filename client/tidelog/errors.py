@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 
 class TidelogError(Exception):
-    """Base of all. `code` is the wire's (0: never on the wire), `text` a sentence for people, `facts` the wire's row."""
+    """Base of all. `code` is the wire's (0: never on the wire), `text` is for people, `facts` the wire's row."""
 
     code: ClassVar[int] = 0
     names: ClassVar[tuple[str, ...]] = ()

@@ -196,6 +196,9 @@ class Exchange:
         self._stepped = now
         return self.incarnation
 
+    def _lost(self) -> bool:
+        return self.state is State.IDLE
+
     def lose(self, now: float, why: TidelogError | None = None) -> None:
         """The connection is lost or in doubt: what is unanswered will be sent again on a new one."""
         if why is not None:
@@ -290,7 +293,7 @@ class Exchange:
                         call.wake()
                 else:
                     self._refuse(call, reply, now)
-                if self.state is State.IDLE:
+                if self._lost():
                     return
             if call is not None:
                 self._losses = 0
@@ -426,7 +429,7 @@ class Exchange:
             self.lose(now)
 
     def _patience(self) -> float:
-        return min(PATIENCE * 2 ** min(self._losses, 8), PATIENCE_MAX)
+        return float(min(PATIENCE * 2 ** min(self._losses, 8), PATIENCE_MAX))
 
     def _expire(self, now: float) -> None:
         """End the calls whose time is over, and find the next one's."""

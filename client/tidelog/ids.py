@@ -11,7 +11,7 @@ _VARIANT_1 = bytes(value & 0x3F | 0x80 for value in range(256))
 
 
 def random_ids(count: int) -> bytes:
-    """`count` × 16 bytes, each a random UUID (RFC 9562 version 4)."""
+    """16 bytes for each of `count` ids, all random UUID (RFC 9562 version 4)."""
     block = bytearray(os.urandom(count * ID_BYTES))
     block[6::ID_BYTES] = block[6::ID_BYTES].translate(_VERSION_4)
     block[8::ID_BYTES] = block[8::ID_BYTES].translate(_VARIANT_1)

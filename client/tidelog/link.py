@@ -1,9 +1,9 @@
 """The client's socket and who works it: the caller itself, without a thread hop. Drives exchange.py over a DEALER.
 
-Whoever waits for a reply *leads*: it sends, polls and receives, and settles everybody's calls. Others who wait meanwhile
-*follow*, asleep on a lock of their own; a leader that leaves wakes one of them to take over. Calls that nobody waits for
-(append_nowait) are kept alive by the keeper, a daemon thread that leads for an instant every few milliseconds while
-there is something to keep, and is parked otherwise.
+Whoever waits for a reply *leads*: it sends, polls and receives, and settles everybody's calls. Others who wait
+meanwhile *follow*, asleep on a lock of their own; a leader that leaves wakes one of them to take over. Calls that nobody
+waits for (append_nowait) are kept alive by the keeper, a daemon thread that leads for an instant every few milliseconds
+while there is something to keep, and is parked otherwise.
 
 Two rules hold it together. The mutex guards the exchange and the roles, and is held only around pure code. The socket
 belongs to the leader. A KeyboardInterrupt anywhere between taking and sending, or receiving and settling, puts the

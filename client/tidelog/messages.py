@@ -54,7 +54,12 @@ class Event:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Event):
             return NotImplemented
-        return (self.type, self.payload, self.metadata, self.id) == (other.type, other.payload, other.metadata, other.id)
+        return (self.type, self.payload, self.metadata, self.id) == (
+            other.type,
+            other.payload,
+            other.metadata,
+            other.id,
+        )
 
     def __hash__(self) -> int:
         return hash((self.type, self.payload, self.metadata, self.id))

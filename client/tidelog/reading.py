@@ -50,10 +50,10 @@ class Pages:
         self.types = types
         self.wait_for = None if wait_for is None else bound(wait_for, "wait_for")
         self.finished = types == ()
-        self.head = 0
+        self.covers_from = self.covers_to = self.end = self.head = 0
+        self._low = self._high = 0
         self._wanted = None if types is None else frozenset(types)
         self._signature = 0 if types is None else signature_of(types)
-        self._from = self._to = 0
         self._first = True
 
     def request(self) -> tuple[Any, ...] | None:
@@ -69,7 +69,7 @@ class Pages:
         covers_from, covers_to, end, head = reply[2:6]
         if not all(type(number) is int and 0 <= number <= INT_MAX for number in (covers_from, covers_to, end, head)):
             raise ProtocolMismatch("a page's header is not four numbers")
-        self._from, self._to, self.head = covers_from, covers_to, head
+        self.covers_from, self.covers_to, self.end, self.head = covers_from, covers_to, end, head
         self._first = False
         self.wait_for = None
         if self.backwards:
@@ -95,7 +95,7 @@ class Pages:
             return None
         if self.remaining is None:
             return self.request()
-        left = self.remaining - max(self._to - self._from, 0)
+        left = self.remaining - max(self.covers_to - self.covers_from, 0)
         if left <= 0:
             return None
         fields = self.request()

@@ -26,14 +26,13 @@ from .errors import (
     ProtocolMismatch,
     StreamNotFound,
     TidelogError,
-    Truncated,
     UsedAfterFork,
 )
 from .follow import Follow, Verdict
 from .link import Wakeup
 from .messages import CaughtUp, Checkpoint, Recorded
 from .reading import Pages
-from .wire import PUBLISHED, STREAM, bound, choose_endpoints, decode_page, read_published, topic
+from .wire import BYTES_FOLLOW, PUBLISHED, STREAM, bound, choose_endpoints, decode_page, read_published, topic
 
 if TYPE_CHECKING:
     from .blocking import Client, Pager
@@ -246,31 +245,34 @@ class Subscription:
             follow.read(follow.next, follow.next, max(follow.covered, self._reading_for))
             self._from_first = False
             return
-        except Truncated:
-            if not self._from_first:
-                raise
-            self._start_reading()
-            return
         except TidelogError as error:
             if error.retryable and pager.failed:
                 self._start_reading()
             raise
+        except BaseException:
+            # An interrupt may have swallowed a page; what was taken is known, so read again from there.
+            self._pager, follow.read_at = None, 0.0
+            raise
         self._retries, self._retry_at = 0, 0.0
-        pages = pager.pages
         if events is None:
             self._pager = None
-            self._check_endpoint()
             return
-        if follow.live and self._raise_on_lag and any(event[0] < self._reading_for for event in events):
-            follow.lost = True
-        if follow.lost and self._raise_on_lag:
-            self._error = Lagged(f"live messages were lost before {follow.next}", follow.next)
-            raise self._error
-        # From here on nothing can fail: a page is taken whole or not at all.
+        if self._raise_on_lag and follow.live and any(event[0] < self._reading_for for event in events):
+            self._lagged()
+        pages = pager.pages
+        fresh = iter(events)
         self._from_first = False
-        last = pages.finished
-        follow.read(pages.start or 0, 0 if last else pages.start_or_max, pages.head)
-        self._page = iter(events)
+        # One statement of plain stores, so that an interrupt finds the page either taken or not.
+        self._page, follow.next = fresh, max(follow.next, pages.covers_to)
+        if follow.read(pages.covers_to, pages.end, pages.head):
+            self._pager = None
+            pager.close()
+            self._check_endpoint()
+
+    def _lagged(self) -> NoReturn:
+        follow = self._follow
+        self._error = Lagged(f"live messages behind {follow.next} were lost", follow.next)
+        raise self._error
 
     def _end(self) -> tuple[int, int]:
         """Where "end" is now: the next version or position, and the head until which nothing is wanted."""
@@ -333,8 +335,20 @@ class Subscription:
 
     def _receive(self) -> None:
         """Take in one message."""
-        name = self._sub.recv()
-        body = self._sub.recv() if self._sub.getsockopt(zmq.RCVMORE) else b""
+        try:
+            name = self._sub.recv()
+            body = self._sub.recv() if self._sub.getsockopt(zmq.RCVMORE) else b""
+            self._take(name, body)
+        except TidelogError:
+            raise
+        except BaseException:
+            # An interrupt may have left half a message: begin again with a new socket, and read what it may have held.
+            self._sub.close(0)
+            self._sub = None
+            self._follow.silent(monotonic())
+            raise
+
+    def _take(self, name: bytes, body: bytes) -> None:
         message = read_published(body)
         if message.log_id != self._hello.log_id:
             self._error = ProtocolMismatch("what is published belongs to another log")
@@ -345,17 +359,15 @@ class Subscription:
         if name == HEARTBEAT_TOPIC:
             follow.heartbeat(message.head, now, random() * self._hello.heartbeat_ms / 1000)
             return
-        verdict = follow.message(message.start, message.stop, message.head, bool(message.flags & 1))
+        verdict = follow.message(message.start, message.stop, message.head, bool(message.flags & BYTES_FOLLOW))
         if verdict is Verdict.TAKE:
-            events = decode_page(
-                body[PUBLISHED.size :],
-                self._scope == STREAM,
-                follow.next,
-                message.stop,
-                self._wanted,
-                self._signature,
-            )
+            data = body[PUBLISHED.size :]
+            by_version = self._scope == STREAM
+            events = decode_page(data, by_version, follow.next, message.stop, self._wanted, self._signature)
+            fresh = iter(events)
+            self._page, follow.next = fresh, message.stop
             follow.took(message.stop, message.head)
-            self._page = iter(events)
         elif verdict is Verdict.READ:
+            if follow.lost and self._raise_on_lag:
+                self._lagged()
             self._start_reading()

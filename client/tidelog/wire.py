@@ -32,9 +32,9 @@ from .batch import (
 from .errors import AppendTooLarge, CorruptLog, InvalidArgument, ProtocolMismatch
 from .limits import (
     APPEND_BYTES_CEILING,
+    APPEND_BYTES_MAX,
     APPEND_EVENTS_CEILING,
     APPEND_EVENTS_MAX,
-    APPEND_BYTES_MAX,
     BATCH_BYTES_CEILING,
     EVENT_BYTES_MAX,
     EVENT_FIXED_BYTES,
@@ -358,5 +358,3 @@ def topic(scope: int, name: str) -> bytes:
     if scope == EVERYTHING:
         return b"A"
     return (b"C" if scope == CATEGORY else b"S") + name.encode() + b"\0"
-
-

@@ -99,7 +99,7 @@ def test_reading_everything_a_stream_and_a_category_forwards_and_backwards(clien
     for i in range(10):
         client.append(*((name, i - 1 if i else NO_STREAM, [event("a", b"%d" % i)]) for name in (stream, other)))
         client.append((sibling, None, [event("b", b"%d" % i, b"meta")]))
-    client.append((stream, None, [event("big", bytes(500_000)) for _ in range(4)]))  # takes more than one page or none
+    client.append((stream, None, [event("big", bytes(60_000)) for _ in range(30)]))  # takes more than one page or none
 
     everything = client.read(EVERYTHING, start=start)
     assert [e.position for e in everything] == list(range(start, start + 34))

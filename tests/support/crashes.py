@@ -19,8 +19,9 @@ from hashlib import blake2b
 from random import Random
 
 from support.builders import Staged, Writer, seeded_random
-from support.simdisk import Fault, Image, SimDisk
+from support.simdisk import Fault, Image, PowerCut, SimDisk
 from tidelog.errors import StorageFull
+from tidelog_broker.core.format import pack_group_header
 from tidelog_broker.core.recovery import Group
 from tidelog_broker.log import FailStop, Log, LogSettings
 
@@ -93,7 +94,7 @@ class Explorer:
     def look(self, world: World, call: str) -> None:
         """Judge every state that a power cut or a kill may leave now."""
         disk, allowed = world.disk, world.allowed()
-        if not disk.is_synced():
+        if not (disk.is_synced() and disk.is_faithful()):
             for keep_size in (False, True) if world.failed else (False,):
                 clone = disk.clone()
                 clone.keep_size = keep_size
@@ -153,12 +154,15 @@ class Explorer:
 
     @staticmethod
     def go_on(disk: SimDisk, log: Log, held: bytes, point: Point, settings: LogSettings) -> str:
+        faithful = disk.is_faithful()
         writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial=1_000)
         more = chain(held, writer.commit(log, [("after", [writer.payload(64), writer.payload(64)])]))
         cut = SimDisk(disk.durable())
         again, found = open_log(cut, settings, b"power cut")
         if found != more or again.head != point.position + 2:
             return "after recovery and one more group, a power cut lost something"
+        if again.report.cut_bytes and faithful:
+            return "what recovery cut off is still there"
         log.close()
         if not disk.is_synced():
             return "a clean stop left something unsynced"
@@ -383,6 +387,58 @@ def _short(world: World) -> None:
     _large(world)
 
 
+def _short_by_zeros(world: World) -> None:
+    """The write lacks only bytes that are zero already: the whole group stands there, and the answer is StorageFull."""
+    appends, short = _ends_in_zero(world)
+    world.fail("write", Fault(0, short=short), name=SEGMENT_DIGIT)
+    world.commit(*appends)
+
+
+def _ends_in_zero(world: World) -> tuple[list[list[tuple[str, list[bytes]]]], int]:
+    """An append whose record ends in a zero byte, and the length of the record without it. Its space is prepared."""
+    while world.log.prepare():
+        pass
+    while True:
+        appends = [[("s/1", [world.writer.payload(600)])]]
+        body = world.writer.stage(*appends).body
+        if not body[-1]:
+            return appends, 64 + len(body) - 1
+
+
+def _short_by_zeros_and_failed_sync(world: World) -> None:
+    """… and the rollback's sync fails: the truncate is in the cache alone."""
+    appends, short = _ends_in_zero(world)
+    writes = 0
+    fault = Fault(reached=world.rng.choice([0.0, 1.0, 1.0]), sizes=False)
+
+    def decide(op: str, name: str) -> Fault | None:
+        nonlocal writes
+        if op == "write" and name.startswith(SEGMENT_DIGIT):
+            writes += 1
+            return Fault(0, short=short) if writes == 1 else None
+        return fault if op == "sync" and writes else None
+
+    world.disk.fault = decide
+    if not world.commit(*appends):
+        world.restart(world.rng.random() < 0.3)
+
+
+def _forger(world: World) -> None:
+    """Payloads that hold group headers for just the place where they will stand, right in all but the tag."""
+    log = world.log
+
+    def appends(offset: int) -> list[list[tuple[str, list[bytes]]]]:
+        heads = []
+        for ahead in (1, 2, 3):
+            key = b"no segment's key"
+            heads.append(pack_group_header(key, b"", log.group + ahead, log._header.ordinal, offset, log.head, 1, bytes(8)))
+            offset += len(heads[-1]) + 700
+        return [[("f/1", [b"".join(head.ljust(700 + len(head), b"f") for head in heads)])]]
+
+    at = world.writer.stage(*appends(0)).body.find(b"TLGR")
+    world.commit(*appends(log.end + 64 + at))
+
+
 def _short_roll(world: World) -> None:
     world.fail("write", Fault(0, short=40), nth=world.rng.randrange(1, 4), name=SEGMENT_DIGIT)
     _roll_or_full(world)
@@ -411,10 +467,12 @@ def _short_and_failed_sync(world: World) -> None:
         world.restart(world.rng.random() < 0.3)
 
 
-def _failed_sync(reached: float, power: bool) -> Callable[[World], None]:
+def _failed_sync(reached: float, power: bool, size: int = 900) -> Callable[[World], None]:
     def run(world: World) -> None:
+        while world.log.prepare():
+            pass
         world.fail("datasync", Fault(reached=reached), name=SEGMENT_DIGIT)
-        if not world.commit([("s/1", [world.writer.payload(900)])]):
+        if not world.commit([("s/1", [world.writer.payload(size)])]):
             world.restart(power)
 
     return run
@@ -444,8 +502,6 @@ def _kill(world: World) -> None:
 
 def _power(world: World) -> None:
     """The power goes at some call of a commit."""
-    from support.simdisk import PowerCut
-
     world.disk.cut_at = world.rng.randrange(1, 4)
     try:
         if world.rng.random() < 0.5:
@@ -460,8 +516,6 @@ def _power(world: World) -> None:
 
 def _kill_midway(world: World) -> None:
     """A kill at some call of a commit: the cache stays."""
-    from support.simdisk import PowerCut
-
     world.disk.cut_at = world.rng.randrange(1, 6)
     try:
         _large(world)
@@ -509,7 +563,12 @@ OPERATIONS: dict[str, Callable[[World], object]] = {
     "sync fails, nothing written": _failed_sync(0.0, False),
     "sync fails, all written": _failed_sync(1.0, False),
     "sync fails, power cut": _failed_sync(0.5, True),
+    "sync fails, large": _failed_sync(0.0, False, 6_000),
+    "sync fails, half of large written": _failed_sync(0.5, False, 6_000),
     "mark fails": _failed_mark,
+    "short by zeros": _short_by_zeros,
+    "short by zeros, sync fails": _short_by_zeros_and_failed_sync,
+    "forger": _forger,
     "stop": _stop,
     "kill": _kill,
     "kill midway": _kill_midway,

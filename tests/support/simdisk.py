@@ -44,12 +44,14 @@ class Fault:
     """How a call fails: with `errno`, or (errno 0, a write only) by taking just `short` bytes.
 
     A write that fails takes `short` bytes into the cache first. A sync that fails leaves `reached` of what was
-    pending on the platter: 0.0 nothing, 1.0 all, between: that part of the sectors, from the front.
+    pending on the platter: 0.0 nothing, 1.0 all, between: that part of the sectors, from the front; truncates arrive
+    only with `sizes` and when all does.
     """
 
     errno: int = errnos.EIO
     short: int = 0
     reached: float = 0.0
+    sizes: bool = True
 
 
 class Inode:
@@ -99,12 +101,12 @@ class Inode:
             self.pending = []
             self.lost = self.lost and self.cache != self.platter
 
-    def fail_sync(self, reached: float) -> None:
+    def fail_sync(self, reached: float, sizes: bool) -> None:
         """Part of the data arrives, all of it counts as clean."""
         if not self.pending:
             return
         if reached >= 1:
-            kept = self.pending
+            kept = [op for op in self.pending if op[1] or sizes]
         else:
             kept = []
             for offset, data in self.pending if reached > 0 else ():
@@ -205,7 +207,7 @@ class SimFile:
         disk = self._disk
         fault = disk.begin(op, self.name, 0, b"")
         if fault is not None:
-            self.inode.fail_sync(fault.reached)
+            self.inode.fail_sync(fault.reached, fault.sizes)
             raise OSError(fault.errno, os.strerror(fault.errno), self.name)
         self.inode.sync()
         if disk.cut_at is not None:
@@ -414,8 +416,12 @@ class SimDisk:
         }
 
     def is_synced(self) -> bool:
-        """True when a power cut would change nothing."""
-        return not self._pending and not any(inode.pending or inode.lost for inode in self._files.values())
+        """True when nothing is under way: what the kernel was told to make durable is, as far as it knows."""
+        return not self._pending and not any(inode.pending for inode in self._files.values())
+
+    def is_faithful(self) -> bool:
+        """True when the cache shows what the platter holds, or will."""
+        return not any(inode.lost for inode in self._files.values())
 
     def digest(self) -> bytes:
         """Of cache, platter and all that is pending, quarantine apart: equal digests behave alike."""

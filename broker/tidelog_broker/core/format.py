@@ -90,7 +90,7 @@ class SegmentHeader:
         )
         if kind != 1:
             raise InvalidHeader(f"segment {name} is of kind {kind}, which this version does not read")
-        if not (GROUP_HEADER_BYTES < group_max <= GROUP_BYTES_MAX and 0 < step <= ZERO_STEP_MAX and 0 < align <= 1 << 20):
+        if not (GROUP_HEADER_BYTES < group_max <= GROUP_BYTES_MAX and 0 < step <= ZERO_STEP_MAX and 0 < align <= BLOCK):
             raise CorruptLog(f"segment {name}: sizes in its header are impossible", name, 0)
         header = cls(
             log_id=log_id, ordinal=ordinal, first_position=position, first_group=group, key=key, previous_tag=tag,
