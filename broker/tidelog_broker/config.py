@@ -114,7 +114,9 @@ def load_config(
         raise WrongSetting("bind: an endpoint or a list of endpoints")
     numbers = {}
     for setting in NUMBERS:
-        value = _first(given.get(setting.name), environment.get(f"TIDELOG_{setting.name.upper()}"), rows.get(setting.name))
+        value = _first(
+            given.get(setting.name), environment.get(f"TIDELOG_{setting.name.upper()}"), rows.get(setting.name)
+        )
         numbers[setting.name] = setting.default if value is None else _number(setting, value)
     if numbers["align"] & (numbers["align"] - 1):
         raise WrongSetting(f"align: {numbers['align']} is not a power of two")

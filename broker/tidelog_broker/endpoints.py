@@ -86,7 +86,9 @@ def parse_endpoint(text: str) -> Endpoint:
     if scheme == "ipc":
         size = len(os.fsencode(rest + HEALTH_SUFFIX))
         if not rest.startswith("/"):
-            raise WrongEndpoint(f"{text}: an ipc endpoint has an absolute path, as in ipc:///run/user/1000/tidelog/broker")
+            raise WrongEndpoint(
+                f"{text}: an ipc endpoint has an absolute path, as in ipc:///run/user/1000/tidelog/broker"
+            )
         if size > IPC_PATH_BYTES_MAX:
             raise WrongEndpoint(
                 f"{text}: the path with {HEALTH_SUFFIX} has {size} bytes, sockets allow {IPC_PATH_BYTES_MAX}; "
@@ -94,7 +96,7 @@ def parse_endpoint(text: str) -> Endpoint:
             )
         return Endpoint(text)
     host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not (port.isdecimal() and int(port) < 65_536 or port == "*"):
+    if scheme != "tcp" or not host or not ((port.isdecimal() and int(port) < 65_536) or port == "*"):
         raise WrongEndpoint(f"{text}: an endpoint is ipc:///absolute/path or tcp://127.0.0.1:port")
     try:
         loopback = ip_address(host.strip("[]")).is_loopback

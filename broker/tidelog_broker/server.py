@@ -18,8 +18,8 @@ from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull
 
 from .config import Config
 from .core.broker import Broker, Identity, Request
-from .core.peers import Peer
 from .core.pages import Extent
+from .core.peers import Peer
 from .core.topics import EVERYTHING
 from .endpoints import Endpoint
 from .log import FailStop

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tidelog.batch import EVENTS, Batch, Incomplete, read_batch
+from tidelog.batch import DELETION, EVENTS, Batch, Incomplete, read_batch
 from tidelog.errors import CorruptLog
 
 from .core.appender import Appender
 from .core.format import segment_name
 from .core.idwindow import generations
-from .core.index import OFFSET_MASK, PLACE_SHIFT, Index, Staged
+from .core.index import OFFSET_MASK, PLACE_SHIFT, Index
 from .core.recovery import Group
 from .disk import Disk
 from .log import Log, LogSettings
@@ -50,11 +50,8 @@ class Store:
                 index.recorded_at = max(index.recorded_at, row.recorded_at)
             # The first event batch of an append starts it, whatever control batch stands beside it.
             starts = starts or row.index == 0
-            staged.append(
-                Staged(
-                    row.stream, row.events, row.first_version, row.signature, row.length, starts, bool(row.flags & 1)
-                )
-            )  # fmt: skip
+            deletion = bool(row.flags & DELETION)
+            staged.append((row.stream, row.events, row.first_version, row.signature, row.length, starts, deletion))
             if row.events:
                 starts = False
         index.apply(ordinal, group.body_offset, staged)

@@ -44,8 +44,8 @@ class Batch(NamedTuple):
     kind: int
     flags: int
     layout: int
-    index: int
-    count: int
+    index: int  # type: ignore[assignment]  # tuple.index is of no use here
+    count: int  # type: ignore[assignment]
     events: int
     first_position: int
     first_version: int
@@ -113,7 +113,7 @@ def read_batch(data: bytes | memoryview, offset: int = 0) -> Batch | Incomplete:
 
 @lru_cache(maxsize=64)
 def id_splitter(count: int) -> struct.Struct:
-    """A Struct that cuts the ids column of `count` events into 16-byte pieces (a loop of slices takes 5 times as long)."""
+    """A Struct that cuts the ids column of `count` events into 16-byte pieces (5 times as fast as slices)."""
     return struct.Struct("16s" * count)
 
 

@@ -440,7 +440,7 @@ def _appended_rows(call: Future[list[Appended]]) -> list[Appended]:
     durability: Durability = "durable" if flags & DURABLE_FLAG else "accepted"
     boot_id = b"" if call.hello is None else call.hello.boot_id
     rows = [reply[at : at + 4] for at in range(4, len(reply), 4)]
-    return [Appended(*row, duplicate, durability, boot_id, generation) for row in rows]
+    return [Appended(row[0], row[1], row[2], row[3], duplicate, durability, boot_id, generation) for row in rows]
 
 
 def _first(call: Future[int]) -> int:

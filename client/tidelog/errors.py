@@ -33,6 +33,8 @@ class TidelogError(Exception):
     names: ClassVar[tuple[str, ...]] = ()
     retryable: bool = False
     maybe_applied: bool = False
+    shares_fate: bool = False
+    """In the broker: the refusal was decided on appends that are not durable yet, and holds only if they become so."""
 
     def __init__(self, text: str = "", *facts: Any, maybe_applied: bool | None = None) -> None:
         super().__init__(text or type(self).__name__)

@@ -1,9 +1,9 @@
 """The client's socket and who works it: the caller itself, without a thread hop. Drives exchange.py over a DEALER.
 
 Whoever waits for a reply *leads*: it sends, polls and receives, and settles everybody's calls. Others who wait
-meanwhile *follow*, asleep on a lock of their own; a leader that leaves wakes one of them to take over. Calls that nobody
-waits for (append_nowait) are kept alive by the keeper, a daemon thread that leads for an instant every few milliseconds
-while there is something to keep, and is parked otherwise.
+meanwhile *follow*, asleep on a lock of their own; a leader that leaves wakes one of them to take over. Calls that
+nobody waits for (append_nowait) are kept alive by the keeper, a daemon thread that leads for an instant every few
+milliseconds while there is something to keep, and is parked otherwise.
 
 Two rules hold it together. The mutex guards the exchange and the roles, and is held only around pure code. The socket
 belongs to the leader. A KeyboardInterrupt anywhere between taking and sending, or receiving and settling, puts the
@@ -39,26 +39,29 @@ class Wakeup:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._mutex = Lock()  # so that nobody writes to a number that has become another file's
 
     def set(self) -> None:
         """Make the descriptor readable."""
-        try:
-            os.eventfd_write(self.fd, 1)
-        except OSError:  # closed meanwhile: nobody polls it any more
-            pass
+        with self._mutex:
+            if self.fd >= 0:
+                os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
         """Make it unreadable again."""
-        try:
-            os.eventfd_read(self.fd)
-        except OSError:  # it was not set, or is closed
-            pass
+        with self._mutex:
+            try:
+                if self.fd >= 0:
+                    os.eventfd_read(self.fd)
+            except BlockingIOError:  # it was not set
+                pass
 
     def close(self) -> None:
         """Give the descriptor back."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with self._mutex:
+            fd, self.fd = self.fd, -1
+            if fd >= 0:
+                os.close(fd)
 
 
 class Future(Call, Generic[T]):

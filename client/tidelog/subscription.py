@@ -148,17 +148,15 @@ class Subscription:
         were delivered, ProtocolMismatch when the endpoint serves another log. The broker's absence only means waiting.
         """
         while True:
+            if self._stopped:
+                raise StopIteration
             if self._said:
                 return self._said.popleft()
             for event in self._page:
-                if self._stopped:
-                    raise StopIteration
                 self._position = event[self._place] + 1
                 if self._caught_up and self._markers:
                     self._count()
                 return event
-            if self._stopped:
-                raise StopIteration
             self._position = max(self._position, self._follow.next)
             with self._busy:
                 self._advance()

@@ -184,7 +184,7 @@ def pack_event(event: Event, ids: IdPool) -> bytes:
         raise InvalidArgument(f"an event is an Event, not {type(event).__name__}") from None
     if given is not None or type(kind) is not str or type(payload) is not bytes or type(metadata) is not bytes:
         return pack_events((event,), ids)
-    return pack((ids.one(), kind, (metadata,) if metadata else None, (payload,)))
+    return pack((ids.one(), kind, (metadata,) if metadata else None, (payload,)))  # type: ignore[no-any-return]
 
 
 def pack_events(events: Iterable[Event], ids: IdPool) -> bytes:
@@ -287,7 +287,7 @@ def _decode_batch(
         (_, flags, name_bytes, layout, length, _, _, count, region_bytes, position, version, time, present) = (
             HEADER.unpack_from(data, at)
         )
-        end = at + length - 4
+        end: int = at + length - 4
         name = at + HEADER_BYTES
         if not HEADER_BYTES + 4 < length <= BATCH_BYTES_CEILING or CRC.unpack_from(data, end)[0] != crc32(view[at:end]):
             raise CorruptLog(f"batch at offset {at}: checksum or length", "", at)

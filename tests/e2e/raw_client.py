@@ -81,12 +81,10 @@ def decode(stored: bytes) -> Iterator[Event]:
             raise AssertionError(f"unknown record {stored[at]:#x} at {at}")
 
 
-def cut(stored: bytes, scope: int, name: str, start: int, stop: int, types: list[str] | None = None) -> list[Event]:
-    """The events of the scope in [start, stop): whole appends travel, so others may stand beside them."""
+def cut(stored: bytes, scope: int, start: int, stop: int, types: list[str] | None = None) -> list[Event]:
+    """The events in [start, stop), of these types: whole batches travel, and a filter is only a hint."""
     inside = (e for e in decode(stored) if start <= (e.version if scope == STREAM else e.position) < stop)
-    # Not in the document: that the category is the stream's name up to its first dash.
-    named = (e for e in inside if name == ("", e.stream.partition("-")[0], e.stream)[scope])
-    return [e for e in named if types is None or e.type in types]
+    return [e for e in inside if types is None or e.type in types]
 
 
 def dealer(endpoint: str, kind: int = zmq.DEALER) -> zmq.Socket[bytes]:
@@ -227,7 +225,7 @@ class RawClient:
                 if backwards and number and error.code == TRUNCATED:
                     return
                 raise
-            page = Page(cut(stored, scope, name, *reply[:2], types), *reply[:4])
+            page = Page(cut(stored, scope, *reply[:2], types), *reply[:4])
             self.head = max(self.head, page.head)
             yield page
             if backwards:
@@ -282,7 +280,7 @@ class RawClient:
                         covered = max(covered, head)
                         continue
                     elif first <= wanted and flags & 1:
-                        yield from cut(body[PUBLISHED.size :], scope, name, wanted, behind)
+                        yield from cut(body[PUBLISHED.size :], scope, wanted, behind)
                         wanted, covered = behind, max(covered, head)
                         continue
                     for page in self.pages(scope, name, wanted):

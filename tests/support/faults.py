@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from tidelog_broker.disk import Disk, File
 
 
+class Killed(BaseException):
+    """The process is gone before the call. No Exception: nobody may handle it."""
+
+
 @dataclass(slots=True)
 class Plan:
     """Fail the `nth` call (from 1) of `op` on names that contain `name`; `lasting`: and all behind it.
 
     `errno` 0 on a write means: take `short` bytes and say so. With an errno, `short` bytes are taken and then it fails.
     Operations: names, create, open, rename, unlink, make_folder, sync_folder, size, read, write, datasync, sync,
-    truncate, drop_cache.
+    truncate, drop_cache; "" means all that change something. `kill`: the process is gone instead, before the call.
     """
 
     op: str
@@ -28,13 +32,17 @@ class Plan:
     lasting: bool = False
     short: int = 0
     name: str = ""
+    kill: bool = False
     calls: int = 0
 
     def hits(self, op: str, name: str) -> bool:
-        if op != self.op or self.name not in name:
+        if (op != self.op if self.op else op not in CHANGING) or self.name not in name:
             return False
         self.calls += 1
         return self.calls == self.nth or (self.lasting and self.calls > self.nth)
+
+
+CHANGING = {"create", "rename", "unlink", "make_folder", "sync_folder", "write", "datasync", "sync", "truncate"}
 
 
 @dataclass(slots=True)
@@ -48,6 +56,8 @@ class FaultyDisk:
     def due(self, op: str, name: str) -> Plan | None:
         self.trace.append((op, name))
         due = [plan for plan in self.plans if plan.hits(op, name)]
+        if any(plan.kill for plan in due):
+            raise Killed(op, name)
         return due[0] if due else None
 
     def check(self, op: str, name: str) -> None:

@@ -264,7 +264,9 @@ class Broker:
                 self.later.append((row.peer, row.request))
             elif row.deadline_ns <= now_ns or self.stopping:
                 reason = "stopping" if self.stopping else "timeout"
-                error = Unavailable(f"position {row.position} is not durable yet, the head is {self.index.head}", reason)
+                error = Unavailable(
+                    f"position {row.position} is not durable yet, the head is {self.index.head}", reason
+                )
                 self._say(row.peer, _refusal(row.request[1], error))
             else:
                 still.append(row)

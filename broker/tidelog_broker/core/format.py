@@ -167,7 +167,9 @@ def authentic_header(data: bytes, at: int, key: bytes, ordinal: int, offset: int
     tag = bytes(data[at + _GROUP.size : at + GROUP_HEADER_BYTES])
     if tag_of(key, bytes(data[at : at + _GROUP.size])) != tag:
         return None
-    return GroupHeader(magic == SEAL_MAGIC, size, number, its_ordinal, its_offset, position, batches, crc, previous, tag)
+    return GroupHeader(
+        magic == SEAL_MAGIC, size, number, its_ordinal, its_offset, position, batches, crc, previous, tag
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,10 @@ from .index import Index
 
 
 class IdWindow:
-    """ids of 16 bytes → first batch of their append; `begins` is the position where the window begins."""
+    """ids of 16 bytes → first batch of their append; `begins` is the position where the window begins.
+
+    The ids of a staged append stand among the others until `commit` or `rollback`, so that one look finds both.
+    """
 
     def __init__(self, events: int) -> None:
         self.events = events
@@ -21,20 +24,14 @@ class IdWindow:
         self.young: dict[bytes, int] = {}
         self.old: dict[bytes, int] = {}
         self._young_begins = 0
+        self._young_events = 0
 
     def start_at(self, position: int) -> None:
-        """Before the first `add` after a restart: what comes in begins at this position."""
+        """Before anything else after a restart: what comes in begins at this position."""
         self.begins = self._young_begins = position
 
-    def add(self, ids: dict[bytes, int], first_position: int) -> None:
-        """A durable append's ids, appends in log order."""
-        if len(self.young) >= self.events:
-            self.old, self.young = self.young, {}
-            self.begins, self._young_begins = self._young_begins, first_position
-        self.young.update(ids)
-
     def is_disjoint(self, ids: dict[bytes, int]) -> bool:
-        """True when none of the ids is known."""
+        """True when none of the ids is known or staged."""
         return self.young.keys().isdisjoint(ids) and self.old.keys().isdisjoint(ids)
 
     def get(self, event_id: bytes) -> int | None:
@@ -42,9 +39,34 @@ class IdWindow:
         number = self.young.get(event_id)
         return self.old.get(event_id) if number is None else number
 
+    def stage(self, ids: dict[bytes, int]) -> None:
+        """An admitted append's ids, none of which is known."""
+        self.young.update(ids)
+
+    def commit(self, appends: list[tuple[dict[bytes, int], int]]) -> None:
+        """The staged appends are durable: (ids, first position) of each, in log order."""
+        turned = False
+        for ids, first_position in appends:
+            if self._young_events >= self.events:
+                self.old, self.young = self.young, {}
+                self.begins, self._young_begins = self._young_begins, first_position
+                self._young_events = 0
+                turned = True
+            if turned:
+                for event_id in ids:
+                    del self.old[event_id]
+                self.young.update(ids)
+            self._young_events += len(ids)
+
+    def rollback(self, appends: list[tuple[dict[bytes, int], int]]) -> None:
+        """The staged appends are not in the log."""
+        for ids, _ in appends:
+            for event_id in ids:
+                del self.young[event_id]
+
 
 def generations(index: Index, events: int) -> Iterator[int]:
-    """First positions of the window's generations over the whole log, as `add` would have begun them.
+    """First positions of the window's generations over the whole log, as `commit` would have begun them.
 
     After a restart only the last two are read back from disk, and the window is the same as if it had never ended.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tidelog.errors import CorruptLog
 
@@ -17,16 +16,9 @@ PLACE_SHIFT = 40
 OFFSET_MASK = (1 << PLACE_SHIFT) - 1
 
 
-class Staged(NamedTuple):
-    """A batch on its way into the index. `stream` is "" for a control batch; `starts`: it is the first of its append."""
-
-    stream: str
-    events: int
-    first_version: int
-    signature: int
-    length: int
-    starts: bool
-    deletion: bool
+Staged = tuple[str, int, int, int, int, bool, bool]
+"""A batch on its way into the index: (stream, or "" for a control batch; count of events; first version; signature; length in
+bytes; whether it is the first of its append; deletion). A plain tuple: one is made for every append."""
 
 
 class Category:

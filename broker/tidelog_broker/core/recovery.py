@@ -201,7 +201,9 @@ class SegmentReader:
         g, offset = self.chain.group, self.offset
         for mark in marks:
             if mark.group > g:
-                raise self._damage(f"mark {mark.sequence} names group {mark.group} as durable, the last good one is {g}")
+                raise self._damage(
+                    f"mark {mark.sequence} names group {mark.group} as durable, the last good one is {g}"
+                )
             if mark.open_ordinal > self.header.ordinal:
                 raise self._damage(f"mark {mark.sequence} names open segment {mark.open_ordinal}, which is missing")
         for name, number in groups_named.items():

@@ -45,7 +45,7 @@ class Topics:
     ) -> Iterator[tuple[bytes, bytes]]:
         """(topic, body) of each message for a group, made before the index takes it in."""
         if EVERYTHING in self.subscribed:
-            head = index.head + sum(row.events for row in staged)
+            head = index.head + sum(row[1] for row in staged)
             yield EVERYTHING, self._body(index.head, head, head, generation, parts)
         if len(self.subscribed) > (EVERYTHING in self.subscribed) + (HEARTBEAT in self.subscribed):
             yield from self._per_append(index, staged, parts, generation)
@@ -58,20 +58,19 @@ class Topics:
         place = 0
         while place < len(staged):
             stop = place + 1
-            while stop < len(staged) and not staged[stop].starts:
+            while stop < len(staged) and not staged[stop][5]:
                 stop += 1
             in_category: dict[str, list[bytes]] = {}
             reach: dict[str, int] = {}
-            behind = position + sum(row.events for row in staged[place:stop])
+            behind = position + sum(row[1] for row in staged[place:stop])
             for at in range(place, stop):
-                row = staged[at]
-                position += row.events
+                stream, events, version = staged[at][:3]
+                position += events
                 stored = parts[3 * at : 3 * at + 3]
-                topic = b"S" + row.stream.encode() + b"\0"
+                topic = b"S" + stream.encode() + b"\0"
                 if topic in self.subscribed:
-                    version = row.first_version
-                    yield topic, self._body(version, version + row.events, behind, generation, stored)
-                category = category_of(row.stream)
+                    yield topic, self._body(version, version + events, behind, generation, stored)
+                category = category_of(stream)
                 if category is not None and b"C" + category.encode() + b"\0" in self.subscribed:
                     in_category.setdefault(category, []).extend(stored)
                     reach[category] = position
