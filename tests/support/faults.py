@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno as errnos
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tidelog_broker.disk import Disk, File
+from tidelog_broker.disk import Disk, File, RealDisk, RealFile
 
 
 class Killed(BaseException):
@@ -40,6 +41,28 @@ class Plan:
             return False
         self.calls += 1
         return self.calls == self.nth or (self.lasting and self.calls > self.nth)
+
+
+class MortalDisk(RealDisk):
+    """A real disk whose process can be gone: `kill` closes what it left open."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._opened: list[RealFile] = []
+
+    def create(self, name: str) -> RealFile:
+        self._opened.append(super().create(name))
+        return self._opened[-1]
+
+    def open(self, name: str, *, writable: bool = False) -> RealFile:
+        self._opened.append(super().open(name, writable=writable))
+        return self._opened[-1]
+
+    def kill(self) -> None:
+        """Close every descriptor, each once."""
+        for file in self._opened:
+            file.close()
+        self.close()
 
 
 CHANGING = {"create", "rename", "unlink", "make_folder", "sync_folder", "write", "datasync", "sync", "truncate"}

@@ -45,6 +45,7 @@ StoredAppend = Callable[[int], list[Batch]]
 Planned = tuple[str, bool | int | None, bytes | None, int, int]
 """A checked write: (stream, expected version, region, count of events, signature)."""
 
+_join = b"".join
 _unpack = msgpack.unpackb
 _pack_header, _pack_crc = HEADER.pack, CRC.pack
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -110,32 +111,49 @@ class Appender:
             raise InvalidArgument("an append has eight parts") from None
         if durability != 0 or session is not None or cursor is not None:
             raise InvalidArgument("accepted durability, sessions and cursors are not built in this version")
-        if resend_head is not None and (type(resend_head) is not int or not 0 <= resend_head <= INT_MAX):
-            raise InvalidArgument("resend head is nil or a position")
+        if type(writes) is not tuple or not writes:
+            raise InvalidArgument("an append has at least one write")
+        if resend_head is not None:
+            self._check_resend(resend_head)
         plan, ids = self._plan(writes)
         number = self._number
-        new = dict.fromkeys(ids, number)
-        if len(new) != len(ids):
-            raise InvalidArgument("an event id stands twice in one request")
-        if not self.window.is_disjoint(new):
+        if len(ids) == 1:
+            new = {ids[0]: number}
+        else:
+            new = dict.fromkeys(ids, number)
+            if len(new) != len(ids):
+                raise InvalidArgument("an event id stands twice in one request")
+        window = self.window
+        if not (window.young.keys().isdisjoint(new) and window.old.keys().isdisjoint(new)):
             places, pending = self._duplicate(plan, ids)
             return (request_id, 0, DUPLICATE_FLAG | DURABLE_FLAG, generation, *places), pending
-        if resend_head is not None and resend_head < self.window.begins:
+        if resend_head is not None and resend_head < window.begins:
             raise OutcomeUnknown(
-                f"the window of known event ids begins at position {self.window.begins}, behind the {resend_head} that the "
+                f"the window of known event ids begins at position {window.begins}, behind the {resend_head} that the "
                 "client knew when it first sent this"
             )
-        firsts = [self._next_version(row[0], row[1]) for row in plan]
         first_position = self.position
-        places = self._stage(plan, firsts, now)
-        self.window.stage(new)
+        if len(plan) == 1:
+            name, expected, region, count, signature = plan[0]
+            first = self._next_version(name, expected)
+            self._check_room(plan)
+            self._put(name, region, count, signature, first, now, 0, 1)
+            reply = (
+                request_id, 0, DURABLE_FLAG, generation, first_position, self.position - 1, first, first + count - 1
+            )  # fmt: skip
+        else:
+            reply = (request_id, 0, DURABLE_FLAG, generation, *self._stage(plan, now))
+        window.young.update(new)
         self._appends.append((new, first_position))
-        return (request_id, 0, DURABLE_FLAG, generation, *places), True
+        return reply, True
+
+    @staticmethod
+    def _check_resend(resend_head: Any) -> None:
+        if type(resend_head) is not int or not 0 <= resend_head <= INT_MAX:
+            raise InvalidArgument("resend head is nil or a position")
 
     def _plan(self, writes: Any) -> tuple[list[Planned], tuple[bytes, ...]]:
         """The writes, their shape and limits checked, and the ids of all their events."""
-        if type(writes) is not tuple or not writes:
-            raise InvalidArgument("an append has at least one write")
         streams = self.index.streams
         plan: list[Planned] = []
         count = size = 0
@@ -183,23 +201,16 @@ class Appender:
         try:
             ids, types, metadata, payloads = unpack_region(region)
             count = len(payloads)
-            if type(ids) is not bytes or len(ids) != 16 * count or type(payloads) is not tuple:
+            if type(ids) is not bytes or len(ids) != 16 * count or type(payloads) is not tuple or not count:
                 raise InvalidArgument("ids are 16 bytes an event, payloads an array")
-            if count == 1:
-                if type(payloads[0]) is not bytes:
-                    raise InvalidArgument("a payload is bin")
-                total = largest = len(payloads[0])
-            else:
-                if set(map(type, payloads)) != {bytes}:
-                    raise InvalidArgument("payloads are bin, at least one")
-                sizes = list(map(len, payloads))
-                total, largest = sum(sizes), max(sizes)
+            # join takes nothing but bytes here, so it checks every type and sums in one call. Sums stand in for the
+            # largest sizes: only where they are too much, each event is measured.
+            total = len(_join(payloads)) if count != 1 else len(_bytes(payloads[0]))
             if metadata is not None:
-                if type(metadata) is not tuple or len(metadata) != count or set(map(type, metadata)) != {bytes}:
+                if type(metadata) is not tuple or len(metadata) != count:
                     raise InvalidArgument("metadata is nil or one bin an event")
-                sizes = list(map(len, metadata))
-                total += sum(sizes)
-                largest += max(sizes)
+                total += len(_join(metadata))
+            largest = total
             if type(types) is str:
                 size, signature = self._types.get(types) or self._learn_type(types)
                 total += size * count
@@ -208,9 +219,8 @@ class Appender:
                 if type(types) is not tuple or len(types) != count or set(map(type, types)) != {str}:
                     raise InvalidArgument("types are one str, or one an event")
                 known = {name: self._types.get(name) or self._learn_type(name) for name in set(types)}
-                sizes = [known[name][0] for name in types]
-                total += sum(sizes)
-                largest += max(sizes)
+                total += sum([known[name][0] for name in types])
+                largest = total
                 signature = 0
                 for _, bit in known.values():
                     signature |= bit
@@ -220,7 +230,6 @@ class Appender:
             # Hostile bytes end here whatever msgpack made of them; their repr is never logged.
             raise InvalidArgument("the events of a write are not four columns (FORMAT.md 3.1)") from None
         if largest + EVENT_FIXED_BYTES > self.limits.event_bytes_max:
-            # `largest` adds the greatest of each column, which need not be one event's: now exactly.
             self._check_each(types, metadata, payloads)
         return count, total + EVENT_FIXED_BYTES * count, signature, ids
 
@@ -260,53 +269,47 @@ class Appender:
             return version
         raise _wrong_version(name, expected, version, deleted, shares_fate=pending is not None)
 
-    def _stage(self, plan: list[Planned], firsts: list[int], now: int) -> list[int | None]:
-        """Make the batches → the reply's four places per write. Raises GroupFull before anything is changed."""
+    def _stage(self, plan: list[Planned], now: int) -> list[int | None]:
+        """Several writes: all versions are checked, then all batches made → the reply's four places per write."""
+        firsts = [self._next_version(row[0], row[1]) for row in plan]
         self._check_room(plan)
-        total = len(plan) if len(plan) == 1 else sum(row[2] is not None for row in plan)
-        position, index = self.position, 0
+        total = sum(row[2] is not None for row in plan)
         places: list[int | None] = []
+        index = 0
         for (name, _, region, count, signature), first in zip(plan, firsts, strict=True):
             if region is None:
                 places += (None, None, None, None)
                 continue
-            encoded = name.encode()
-            length = HEADER_BYTES + len(encoded) + len(region) + 4
-            head = _pack_header(
-                EVENTS,
-                0,
-                len(encoded),
-                COLUMNS,
-                length,
-                index,
-                total,
-                count,
-                len(region),
-                position,
-                first,
-                now,
-                signature,
-            )
-            head += encoded
-            self.parts += (head, region, _pack_crc(crc32(region, crc32(head))))
-            self.staged.append((name, count, first, signature, length, index == 0, False))
-            self._versions[name] = first + count
-            places += (position, position + count - 1, first, first + count - 1)
-            position += count
+            places += (self.position, self.position + count - 1, first, first + count - 1)
+            self._put(name, region, count, signature, first, now, index, total)
             index += 1
-            self.bytes += length
-        self.position = position
-        self._number += total
         return places
+
+    def _put(
+        self, name: str, region: bytes, count: int, signature: int, first: int, now: int, index: int, total: int
+    ) -> None:
+        """Stage one batch (FORMAT.md §3): number `index` of the `total` of its append."""
+        encoded = name.encode()
+        length = HEADER_BYTES + len(encoded) + len(region) + 4
+        header = _pack_header(
+            EVENTS, 0, len(encoded), COLUMNS, length, index, total, count, len(region), self.position, first, now, signature
+        )
+        head = header + encoded
+        self.parts += (head, region, _pack_crc(crc32(region, crc32(head))))
+        self.staged.append((name, count, first, signature, length, index == 0, False))
+        self._versions[name] = first + count
+        self.position += count
+        self.bytes += length
+        self._number += 1
 
     def _check_room(self, plan: list[Planned]) -> None:
         """Raises GroupFull, or AppendTooLarge when no group could hold it."""
-        size = 0
+        free = self.body_bytes_max - self.bytes
         for name, _, region, _, _ in plan:
             if region is not None:
                 # Up to four bytes a character: only where that is too much, the names are measured.
-                size += len(region) + 4 * len(name) + HEADER_BYTES + 4
-        if self.bytes + size <= self.body_bytes_max:
+                free -= len(region) + 4 * len(name) + HEADER_BYTES + 4
+        if free >= 0:
             return
         size = sum(len(row[2]) + len(row[0].encode()) + HEADER_BYTES + 4 for row in plan if row[2] is not None)
         if size > self.body_bytes_max:
@@ -384,6 +387,12 @@ class Appender:
             ids.update(dict.fromkeys(id_splitter(batch.events).unpack(column), number))
         self.window.stage(ids)
         self.window.commit([(ids, batches[0].first_position)])
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise InvalidArgument("a payload is bin")
+    return value
 
 
 def _row(batch: Batch) -> tuple[str, bytes, int, int]:
