@@ -266,6 +266,7 @@ class Screen:
         self._live = sys.stdout.isatty()
         self._drawn = False
         self._started = time.monotonic()
+        self._took: dict[str, float] = {}
         self._next = 0.0
 
     def show(self, rows: Sequence[tuple[str, int]], last: bool = False) -> None:
@@ -274,9 +275,11 @@ class Screen:
         if now < self._next and not last:
             return
         self._next = now + (0.1 if self._live else 5.0)
-        seconds = max(now - self._started, 1e-3)
         texts = []
         for name, count in rows:
+            seconds = self._took.get(name) or max(now - self._started, 1e-3)
+            if count == self._total:
+                self._took[name] = seconds
             filled = 30 * count // self._total
             bar = f"[{'#' * filled}{'.' * (30 - filled)}] " if self._live else ""
             texts.append(f"{name:<10} {bar}{count:>9,} of {self._total:,}  {count / seconds:>8,.0f}/s")

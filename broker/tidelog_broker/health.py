@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import msgpack
 import zmq
@@ -102,7 +103,7 @@ class Health:
         frames = self._socket.recv_multipart()
         if len(frames) != 2:
             return
-        replies = []
+        replies: list[tuple[Any, ...]] = []
         try:
             for request in wire.unpack_requests(frames[1]):
                 if request[0] == wire.HEALTH:

@@ -184,7 +184,7 @@ class Server:
     def _publish_one(self, topic: bytes, body: bytes) -> None:
         """Only a hint: at the high-water mark XPUB drops by itself."""
         self._publish.send(topic, zmq.SNDMORE)
-        self._publish.send(body, copy=len(body) < COPY_BYTES_MAX)
+        self._publish.send(body, 0, copy=len(body) < COPY_BYTES_MAX)
 
     # -- everything but appends
 
@@ -206,18 +206,18 @@ class Server:
     def _send_answer(self, peer: Peer, reply: Request, extents: list[Extent]) -> int:
         """Send one reply with its stored bytes; returns how many."""
         if not extents and reply[1] != 0:
-            self.broker._say(peer, reply)
+            self.broker.say(peer, reply)
             return 0
         try:
             pieces = list(self.store.read(extents))
         except CorruptLog as error:
-            self.broker._say(peer, (reply[0], error.code, error.text, error.facts))
+            self.broker.say(peer, (reply[0], error.code, error.text, error.facts))
             return 0
         stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if stored or _brings_bytes(reply):
             self._send(peer, [reply], stored)
         else:
-            self.broker._say(peer, reply)
+            self.broker.say(peer, reply)
         return len(stored)
 
     # -- time

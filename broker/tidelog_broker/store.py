@@ -49,7 +49,7 @@ class Store:
                 versions[row.stream] = row.first_version + row.events
                 index.recorded_at = max(index.recorded_at, row.recorded_at)
             # The first event batch of an append starts it, whatever control batch stands beside it.
-            starts = starts or row.index == 0
+            starts = starts or row.append_index == 0
             deletion = bool(row.flags & DELETION)
             staged.append((row.stream, row.events, row.first_version, row.signature, row.length, starts, deletion))
             if row.events:

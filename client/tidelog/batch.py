@@ -44,8 +44,8 @@ class Batch(NamedTuple):
     kind: int
     flags: int
     layout: int
-    index: int  # type: ignore[assignment]  # tuple.index is of no use here
-    count: int  # type: ignore[assignment]
+    append_index: int
+    append_count: int
     events: int
     first_position: int
     first_version: int

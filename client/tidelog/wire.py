@@ -184,7 +184,10 @@ def pack_event(event: Event, ids: IdPool) -> bytes:
         raise InvalidArgument(f"an event is an Event, not {type(event).__name__}") from None
     if given is not None or type(kind) is not str or type(payload) is not bytes or type(metadata) is not bytes:
         return pack_events((event,), ids)
-    return pack((ids.one(), kind, (metadata,) if metadata else None, (payload,)))  # type: ignore[no-any-return]
+    try:
+        return pack((ids.one(), kind, (metadata,) if metadata else None, (payload,)))  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise InvalidArgument(f"an event type is valid Unicode: {error}") from None
 
 
 def pack_events(events: Iterable[Event], ids: IdPool) -> bytes:
@@ -213,7 +216,10 @@ def pack_events(events: Iterable[Event], ids: IdPool) -> bytes:
     if set(map(type, types)) != {str}:
         types = [_text(value) for value in types]
     column = ids.many(count) if given.count(None) == count else b"".join(_raw_id(value, ids) for value in given)
-    region = pack_columns(column, types, metadata, payloads)
+    try:
+        region = pack_columns(column, types, metadata, payloads)
+    except ValueError as error:
+        raise InvalidArgument(f"an event type is valid Unicode: {error}") from None
     if len(region) > APPEND_BYTES_CEILING:
         size = sum(map(len, payloads)) + sum(map(len, metadata)) + EVENT_FIXED_BYTES * count
         size += sum(len(value.encode()) for value in types)

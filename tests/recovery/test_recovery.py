@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from support.builders import Writer, event_batch, seeded_random
-from support.faults import FaultyDisk, Killed, Plan
+from support.faults import FaultyDisk, Killed, MortalDisk, Plan
 from support.simdisk import Fault, PowerCut, SimDisk
 from tidelog.batch import read_batch
 from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
 from tidelog_broker.core.format import Mark, SegmentHeader, pack_group_header, pack_seal
 from tidelog_broker.core.recovery import Group
-from tidelog_broker.disk import Disk, RealDisk
+from tidelog_broker.disk import Disk
 from tidelog_broker.log import FailStop, Log, LogSettings
 
 SETTINGS = LogSettings(
@@ -47,8 +47,9 @@ class Case:
         self.starts = 0
         self.log: Log
         path.mkdir(exist_ok=True)
+        self.disk = MortalDisk(path)
 
-    def open(self, settings: LogSettings | None = None, disk: Disk | None = None) -> list[bytes]:
+    def open(self, settings: LogSettings | None = None, faulty: FaultyDisk | None = None) -> list[bytes]:
         """The bodies recovered."""
         found: list[bytes] = []
 
@@ -56,8 +57,12 @@ class Case:
             found.append(group.body)
 
         self.starts += 1
+        self.disk.kill()
+        self.disk = MortalDisk(self.path)
+        if faulty is not None:
+            faulty.disk = self.disk
         self.log = Log.open(
-            disk or RealDisk(self.path), settings or self.settings, seeded_random(b"%d" % self.starts), replay
+            faulty or self.disk, settings or self.settings, seeded_random(b"%d" % self.starts), replay
         )
         return found
 
@@ -118,8 +123,10 @@ class Case:
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
-    return Case(tmp_path / "log")
+def case(tmp_path: Path) -> Iterator[Case]:
+    case = Case(tmp_path / "log")
+    yield case
+    case.disk.kill()
 
 
 # ---- T-1, T-2: whole logs and tails of chance bytes
@@ -184,7 +191,6 @@ def test_flip_in_the_last_unmarked_group_is_a_torn_tail(case: Case) -> None:
         assert case.open() == case.bodies[:2]
         assert case.log.head == 2
         case.log.abandon()
-        case.three_marks = None  # type: ignore[attr-defined]
 
 
 def test_flip_in_the_last_group_is_damage_once_a_mark_names_it(case: Case) -> None:
@@ -602,8 +608,8 @@ def test_seal_that_names_a_later_group_is_damage(case: Case) -> None:
 @pytest.mark.parametrize("plan", [Plan("write", 1, errno.ENOSPC), Plan("write", 1, 0, short=100),
                                   Plan("write", 1, errno.EDQUOT, short=64), Plan("write", 1, errno.EFBIG)])  # fmt: skip
 def test_no_room_inside_a_group_rolls_back_and_appends_go_on(case: Case, plan: Plan) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     case.commit([("s/1", [b"before"])])
     end = case.log.end
     plan.calls = 0
@@ -621,8 +627,8 @@ def test_no_room_inside_a_group_rolls_back_and_appends_go_on(case: Case, plan: P
 
 
 def test_room_that_runs_out_while_preparing_is_storage_full_until_it_returns(case: Case) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     disk.plans = [Plan("write", 1, errno.ENOSPC, lasting=True)]
     assert not case.log.prepare()
     assert case.log.full
@@ -641,8 +647,8 @@ def test_room_that_runs_out_while_preparing_is_storage_full_until_it_returns(cas
 
 def test_no_room_for_the_next_segment_is_storage_full_until_it_returns(tmp_path: Path) -> None:
     case = Case(tmp_path / "log", TINY)
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     case.commit([("s/1", [case.writer.payload(6_000)])])
     disk.plans = [Plan("write", 1, errno.ENOSPC, lasting=True, name="spare")]
     group = case.writer.stage([("s/1", [case.writer.payload(7_000)])])
@@ -658,8 +664,8 @@ def test_no_room_for_the_next_segment_is_storage_full_until_it_returns(tmp_path:
 
 @pytest.mark.parametrize("op", ["truncate", "sync"])
 def test_rollback_that_fails_is_fail_stop(case: Case, op: str) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     case.commit([("s/1", [b"before"])])
     disk.plans = [Plan("write", 1, 0, short=30), Plan(op, 1)]
     group = case.writer.stage([("s/1", [b"unknown"])])
@@ -672,8 +678,8 @@ def test_rollback_that_fails_is_fail_stop(case: Case, op: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
 def test_write_error_other_than_no_room_is_fail_stop(case: Case, number: int) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     disk.plans = [Plan("write", 1, number)]
     group = case.writer.stage([("s/1", [b"unknown"])])
     with pytest.raises(FailStop):
@@ -681,8 +687,8 @@ def test_write_error_other_than_no_room_is_fail_stop(case: Case, number: int) ->
 
 
 def test_failed_data_sync_is_fail_stop_and_never_tried_again(case: Case) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     case.commit([("s/1", [b"before"])])
     disk.plans = [Plan("datasync", 1, errno.EIO)]
     disk.trace.clear()
@@ -778,6 +784,14 @@ def recovered(disk: Disk, seed: bytes = b"recovered") -> list[bytes]:
     return found
 
 
+def recovered_from(path: Path) -> list[bytes]:
+    disk = MortalDisk(path)
+    try:
+        return recovered(disk)
+    finally:
+        disk.kill()
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_kill_before_any_call_keeps_every_acknowledged_group(
     phase: Callable[[Disk], Iterator[bytes]], tmp_path: Path
@@ -786,25 +800,30 @@ def test_kill_before_any_call_keeps_every_acknowledged_group(
         path = tmp_path / str(number)
         path.mkdir()
         acknowledged: list[bytes] = []
-        disk = FaultyDisk(RealDisk(path), [Plan("", number, kill=True)])
+        mortal = MortalDisk(path)
+        disk = FaultyDisk(mortal, [Plan("", number, kill=True)])
         try:
             for body in phase(disk):
                 acknowledged.append(body)
         except Killed:
-            pass
+            mortal.kill()
         else:
             assert number > 5
+            mortal.kill()
             return
         # The next start is killed too, at each call in turn, before one comes through.
         for again in range(1, 60):
+            mortal = MortalDisk(path)
             try:
-                found = recovered(FaultyDisk(RealDisk(path), [Plan("", again, kill=True)]), b"%d" % again)
+                found = recovered(FaultyDisk(mortal, [Plan("", again, kill=True)]), b"%d" % again)
             except Killed:
+                mortal.kill()
                 continue
+            mortal.kill()
             break
         assert found[: len(acknowledged)] == acknowledged
         assert len(found) <= len(acknowledged) + 1
-        assert recovered(RealDisk(path)) == found
+        assert recovered_from(path) == found
         shutil.rmtree(path)
     raise AssertionError("the phase has no end")
 
@@ -866,13 +885,14 @@ def test_each_call_may_fail_once_and_nothing_acknowledged_is_lost(op: str, numbe
         path = tmp_path / str(nth)
         path.mkdir()
         plan = Plan(op, nth, number)
-        disk = FaultyDisk(RealDisk(path), [plan])
+        mortal = MortalDisk(path)
         acknowledged: list[bytes] = []
         try:
-            work_through(disk, acknowledged)
+            work_through(FaultyDisk(mortal, [plan]), acknowledged)
         except (FailStop, StorageFull):
             assert plan.calls >= nth
-        found = recovered(RealDisk(path))
+        mortal.kill()
+        found = recovered_from(path)
         assert found[: len(acknowledged)] == acknowledged
         assert len(found) <= len(acknowledged) + 1
         shutil.rmtree(path)
@@ -904,8 +924,8 @@ def work_through(disk: Disk, acknowledged: list[bytes]) -> None:
 
 
 def test_commit_is_one_write_and_one_data_sync(case: Case) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     for _ in range(3):
         disk.trace.clear()
         case.commit([("s/1", [b"a"]), ("s/2", [b"b"])], "session", [("s/3", [b"c"])])
@@ -913,8 +933,8 @@ def test_commit_is_one_write_and_one_data_sync(case: Case) -> None:
 
 
 def test_creation_syncs_each_file_before_its_directory(case: Case) -> None:
-    disk = FaultyDisk(RealDisk(case.path))
-    case.open(disk=disk)
+    disk = FaultyDisk(case.disk)
+    case.open(faulty=disk)
     calls = [(op, name) for op, name in disk.trace if op not in ("names", "open", "size", "read")]
     assert calls[:5] == [
         ("create", "marks.tmp"),

@@ -43,25 +43,41 @@ class Plan:
         return self.calls == self.nth or (self.lasting and self.calls > self.nth)
 
 
+class MortalFile(RealFile):
+    """A real file that fails when it is closed twice, for that would close somebody else's descriptor."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+
 class MortalDisk(RealDisk):
     """A real disk whose process can be gone: `kill` closes what it left open."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._opened: list[RealFile] = []
+        self._opened: list[MortalFile] = []
 
     def create(self, name: str) -> RealFile:
-        self._opened.append(super().create(name))
-        return self._opened[-1]
+        return self._mortal(super().create(name))
 
     def open(self, name: str, *, writable: bool = False) -> RealFile:
-        self._opened.append(super().open(name, writable=writable))
+        return self._mortal(super().open(name, writable=writable))
+
+    def _mortal(self, file: RealFile) -> MortalFile:
+        self._opened.append(MortalFile(file.name, file.fd))
         return self._opened[-1]
 
+    def left_open(self) -> list[str]:
+        """Names of the files that are open."""
+        return [file.name for file in self._opened if file.fd >= 0]
+
     def kill(self) -> None:
-        """Close every descriptor, each once."""
         for file in self._opened:
-            file.close()
+            if file.fd >= 0:
+                file.close()
         self.close()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgpack
 import zmq
 from tidelog.ids import random_ids
-from tidelog.wire import APPEND, HELLO, PROTOCOL, array_header, pack
+from tidelog.wire import APPEND, EVERYTHING, HELLO, PROTOCOL, READ, array_header, pack
 
 REPLY = bytes(20)
 """As long as the broker's reply to one append."""
@@ -108,6 +108,24 @@ class BareClient:
             if any(reply[1] for reply in replies):
                 raise NoReply(f"an append was refused: {replies[0][2]}")
             done += len(replies)
+
+    def pages(self, size: int) -> list[bytes]:
+        """The log's first pages of stored bytes, until they are `size` bytes together or the log ends."""
+        got: list[bytes] = []
+        start = have = 0
+        while have < size:
+            self.socket.send(
+                msgpack.packb([(READ, start + 1, 0, EVERYTHING, "", start, None, None, False, None, None)])
+            )
+            ((_, code, _, to, end, *_),) = msgpack.unpackb(self.socket.recv())
+            if code:
+                raise NoReply(f"a read was refused with code {code}")
+            got.append(self.socket.recv())
+            have += len(got[-1])
+            start = to
+            if to >= end:
+                break
+        return got
 
 
 def append_frame(request_id: int, stream: str, events: int, payload: bytes, metadata: bytes) -> bytes:

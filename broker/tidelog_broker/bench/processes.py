@@ -86,10 +86,20 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def __contains__(self, process: Process) -> bool:
+        return process in self._alive
+
     def close(self) -> None:
+        """End all of them; an impatient second Ctrl-C comes after the last."""
+        interrupted = False
         while self._alive:
-            self._alive[-1].close()
-            self._alive.pop()
+            try:
+                self._alive[-1].close()
+                self._alive.pop()
+            except KeyboardInterrupt:
+                interrupted = True
+        if interrupted:
+            raise KeyboardInterrupt
 
     def end(self, process: Process) -> None:
         process.close()

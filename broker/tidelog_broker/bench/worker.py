@@ -6,12 +6,22 @@ input before that line ends it: nobody is left to measure.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+from tidelog import Appended, Client, Event
+from tidelog.limits import INT_MAX
+from tidelog.link import Future
+from tidelog.wire import decode_page
 
 from .bare import BareClient, append_frame, serve_echo
 
@@ -53,7 +63,7 @@ def echo(job: Job) -> Result:
         times = client.echo(frame, job["count"], job["window"])
     result = span(times[0], times[-1], job["count"])
     if job["window"] == 1:
-        result["latencies"] = [after - before for before, after in zip(times, times[1:], strict=False)]
+        result["latencies"] = [after - before for before, after in pairwise(times)]
     return result
 
 
@@ -73,6 +83,146 @@ def bare_append(job: Job) -> Result:
         return span(begin, time.perf_counter_ns(), job["count"] - warm)
 
 
+def decode(job: Job) -> Result:
+    """The log's pages, fetched before, decoded from memory."""
+    with bare(job) as client:
+        client.hello()
+        pages = client.pages(job["bytes"])
+    wait_for_go()
+    count = 0
+    begin = time.perf_counter_ns()
+    while count < job["count"]:
+        for page in pages:
+            count += len(decode_page(page, False, 0, INT_MAX))
+    return span(begin, time.perf_counter_ns(), count)
+
+
+def scan(job: Job) -> Result:
+    """What a restart can't do without: this interpreter with the broker's modules, all bytes read, a CRC over them."""
+    importlib.import_module("tidelog_broker.serve")
+    wait_for_go()
+    begin = time.perf_counter_ns()
+    size = 0
+    for path in sorted(Path(job["data"]).glob("0*")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                zlib.crc32(block)
+                size += len(block)
+    return {**span(begin, time.perf_counter_ns(), 1), "bytes": size}
+
+
+# The client library
+
+
+def append_one(job: Job) -> Result:
+    """One append in flight, waited for."""
+    payload, metadata = bytes(job["payload"]), bytes(job["metadata"])
+    clock = time.perf_counter_ns
+    latencies: list[int] = []
+    with Client(job["endpoint"], timeout=CALL_S) as client:
+        for _ in range(job["count"] // WARM_UP + 1):
+            client.append(job["stream"], Event("measured", payload, metadata))
+        wait_for_go()
+        begin = last = clock()
+        for _ in range(job["count"]):
+            client.append(job["stream"], Event("measured", payload, metadata))
+            now = clock()
+            latencies.append(now - last)
+            last = now
+    return {**span(begin, last, job["count"]), "latencies": latencies}
+
+
+def append(job: Job) -> Result:
+    """A sliding window of appends in flight; when it is full, the oldest is waited for."""
+    names = [f"{job['stream']}/{number}" for number in range(job.get("streams", 1))]
+    with Client(job["endpoint"], timeout=CALL_S) as client:
+        client.head()
+        _append(client, names, job, job["count"] // WARM_UP + 1 if job.get("warm", True) else 0)
+        wait_for_go()
+        begin = time.perf_counter_ns()
+        _append(client, names, job, job["count"])
+        return span(begin, time.perf_counter_ns(), job["count"])
+
+
+def _append(client: Client, names: list[str], job: Job, count: int) -> None:
+    payload, metadata = bytes(job["payload"]), bytes(job["metadata"])
+    events, window, streams = job["events"], job["window"], len(names)
+    pending: deque[Future[Appended]] = deque()
+    for number in range(count):
+        if len(pending) >= window:
+            pending.popleft().result()
+        made: Event | list[Event] = (
+            Event("measured", payload, metadata)
+            if events == 1
+            else [Event("measured", payload, metadata) for _ in range(events)]
+        )
+        pending.append(client.append_nowait(names[number % streams], made))
+    while pending:
+        pending.popleft().result()
+
+
+def read(job: Job) -> Result:
+    """Everything, event by event."""
+    with Client(job["endpoint"], timeout=CALL_S) as client:
+        client.head()
+        wait_for_go()
+        count = 0
+        begin = time.perf_counter_ns()
+        for _ in client.read_all():
+            count += 1
+        return span(begin, time.perf_counter_ns(), count)
+
+
+def publish(job: Job) -> Result:
+    """Appends at a steady rate; each payload begins with the time at which its append was called."""
+    rest = bytes(job["payload"] - 8)
+    clock = time.monotonic_ns
+    step = 1_000_000_000 // job["rate"]
+    late = 0
+    pending: deque[Future[Appended]] = deque()
+    with Client(job["endpoint"], timeout=CALL_S) as client:
+        client.head()
+        wait_for_go()
+        begin = due = clock()
+        for _ in range(job["count"]):
+            due += step
+            while (left := due - clock()) > 0:
+                time.sleep(left / 1e9)
+            late += left < -step
+            event = Event("measured", clock().to_bytes(8, "little") + rest)
+            if job["wait"]:
+                client.append(job["stream"], event)
+                continue
+            pending.append(client.append_nowait(job["stream"], event))
+            while pending[0].done():
+                pending.popleft().result()
+                if not pending:
+                    break
+        while pending:
+            pending.popleft().result()
+        return {**span(begin, clock(), job["count"]), "late": late}
+
+
+def subscribe(job: Job) -> Result:
+    """Follows everything: how old each event is when it is delivered, and how fast they come."""
+    clock = time.monotonic_ns
+    ages: list[int] = []
+    seen, skip, count, timed = 0, job["skip"], job["count"], job["timed"]
+    begin = 0
+    with Client(job["endpoint"], timeout=CALL_S) as client, client.subscribe(start="end") as subscription:
+        wait_for_go()
+        for event in subscription:
+            seen += 1
+            if seen <= skip:
+                begin = clock()
+                continue
+            if timed:
+                ages.append(clock() - int.from_bytes(event.payload[:8], "little"))
+            if seen == count:
+                break
+    return {**span(begin, clock(), count - skip), "latencies": ages}
+
+
 def _main() -> None:
     job: Job = json.loads(sys.argv[1])
     if job["do"] == "serve_echo":
@@ -81,7 +231,9 @@ def _main() -> None:
     print(json.dumps(JOBS[job["do"]](job)), flush=True)
 
 
-JOBS: dict[str, Callable[[Job], Result]] = {"echo": echo, "bare_append": bare_append}
+JOBS: dict[str, Callable[[Job], Result]] = {
+    job.__name__: job for job in (echo, bare_append, decode, scan, append_one, append, read, publish, subscribe)
+}
 
 if __name__ == "__main__":
     _main()

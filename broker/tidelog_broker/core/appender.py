@@ -286,7 +286,7 @@ class Appender:
         return places
 
     def _put(
-        self, name: str, region: bytes, count: int, signature: int, first: int, now: int, index: int, total: int
+        self, name: str, region: Any, count: int, signature: int, first: int, now: int, index: int, total: int
     ) -> None:
         """Stage one batch (FORMAT.md §3): number `index` of the `total` of its append."""
         encoded = name.encode()
@@ -347,7 +347,7 @@ class Appender:
     def _pending(self, number: int) -> list[tuple[str, bytes, int, int]]:
         """(stream, region, first position, first version) of a staged append's batches."""
         at = number - len(self.index.positions)
-        rows = []
+        rows: list[tuple[str, bytes, int, int]] = []
         position = self.index.head + sum(row[1] for row in self.staged[:at])
         for place in range(at, len(self.staged)):
             name, events, version, _, _, starts, _ = self.staged[place]

@@ -94,7 +94,7 @@ class Broker:
         try:
             requests = wire.unpack_requests(frame)
         except TidelogError as error:
-            self._say(peer, _refusal(None, error))
+            self.say(peer, _refusal(None, error))
             return
         for request in requests:
             kind = request[0]
@@ -105,11 +105,11 @@ class Broker:
             elif kind == wire.HEALTH:
                 self.later.append((peer, request))
             elif not peer.alive:
-                self._say(peer, _refusal(request[1], HelloRequired("say HELLO first: this connection is not known")))
+                self.say(peer, _refusal(request[1], HelloRequired("say HELLO first: this connection is not known")))
             elif 0 < kind <= wire.KINDS_MAX:
                 self.later.append((peer, request))
             else:
-                self._say(peer, _refusal(request[1], InvalidArgument(f"there is no request of kind {kind}")))
+                self.say(peer, _refusal(request[1], InvalidArgument(f"there is no request of kind {kind}")))
 
     def _append(self, peer: Peer, request: Request) -> bool:
         """Admit one append; False when it has to wait for the next group."""
@@ -134,14 +134,14 @@ class Broker:
             peer = self.peers.hello(identity, request)
         except TidelogError as error:
             peer = self.peers.find(identity) or Peer(identity)
-            self._say(peer, _refusal(request[1], error))
+            self.say(peer, _refusal(request[1], error))
             return peer
         appends, me, index = self.appender.limits, self.identity, self.index
         row = [
             appends.event_bytes_max, appends.append_events_max, appends.append_bytes_max, limits.PAGE_BYTES_MAX,
             limits.IN_FLIGHT_MAX, appends.id_window_events,
         ]  # fmt: skip
-        self._say(
+        self.say(
             peer,
             (
                 request[1], 0, PROTOCOL, me.log_id, me.boot_id, self.generation, index.head, index.first_position, row,
@@ -150,7 +150,8 @@ class Broker:
         )  # fmt: skip
         return peer
 
-    def _say(self, peer: Peer, reply: Request) -> None:
+    def say(self, peer: Peer, reply: Request) -> None:
+        """A reply that no group's fate decides."""
         if not peer.fated and not peer.ready:
             self.touched.append(peer)
         peer.ready.append(reply)
@@ -267,7 +268,7 @@ class Broker:
                 error = Unavailable(
                     f"position {row.position} is not durable yet, the head is {self.index.head}", reason
                 )
-                self._say(row.peer, _refusal(row.request[1], error))
+                self.say(row.peer, _refusal(row.request[1], error))
             else:
                 still.append(row)
         self.waiting = still

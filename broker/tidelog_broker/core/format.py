@@ -209,7 +209,7 @@ class Mark:
 
 def pack_control(subtype: int, body: list[Any], recorded_at: int, index: int = 0, count: int = 1) -> bytes:
     """A control batch (FORMAT.md §4)."""
-    region = msgpack.packb(body)
+    region: bytes = msgpack.packb(body)
     length = HEADER_BYTES + len(region) + 4
     head = HEADER.pack(CONTROL, 0, 0, subtype, length, index, count, 0, len(region), 0, 0, recorded_at, 0)
     return head + region + _U32.pack(crc32(region, crc32(head)))

@@ -41,8 +41,8 @@ class BatchRow(NamedTuple):
     kind: int
     flags: int
     layout: int
-    index: int
-    count: int
+    append_index: int
+    append_count: int
     events: int
     first_position: int
     first_version: int
