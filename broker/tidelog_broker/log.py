@@ -118,7 +118,10 @@ class Log:
         log = cls(disk, settings, random)
         try:
             log._open(replay or (lambda ordinal, group: None))
-        except OSError as error:
+        except BaseException as error:
+            log.abandon()
+            if not isinstance(error, OSError):
+                raise
             if error.errno in ROOM_ERRORS:
                 raise StorageFull(f"no room to open the log: {error}") from error
             raise FailStop(f"opening the log: {error}") from error
@@ -178,6 +181,7 @@ class Log:
         self._file = self._disk.open(segments[-1], writable=True)
         self._zeroing = self._disk.open(segments[-1], writable=True)
         self._header = reader.header
+        self._files[self._header.ordinal].close()
         self._files[self._header.ordinal] = self._file
         self.end = reader.offset
         self._delete_unfinished()
@@ -370,8 +374,9 @@ class Log:
             try:
                 self._file.truncate(offset + len(seal))
                 self._file.sync()
-                self._zeroing.close()
+                zeroing = self._zeroing
                 self._use_spare(spare, self._header.ordinal + 1)
+                zeroing.close()
             except OSError as error:
                 raise FailStop(f"rolling to segment {self._header.ordinal + 1}: {error}") from error
         self.mark()
@@ -448,11 +453,15 @@ class Log:
     def _new_spare(self) -> File:
         """A zeroed file without a header, durable under its temporary name."""
         spare = self._disk.create(SPARE)
-        size = SEGMENT_HEADER_BYTES + self.settings.zero_step
-        if spare.write(0, bytes(size)) != size:
-            raise OSError(errno.ENOSPC, "short write")
-        spare.sync()
-        self._disk.sync_folder()
+        try:
+            size = SEGMENT_HEADER_BYTES + self.settings.zero_step
+            if spare.write(0, bytes(size)) != size:
+                raise OSError(errno.ENOSPC, "short write")
+            spare.sync()
+            self._disk.sync_folder()
+        except OSError:
+            spare.close()  # an unlinked file keeps its room while it is open
+            raise
         return spare
 
     def _drop_spare(self) -> None:
@@ -516,7 +525,7 @@ class Log:
 
     def abandon(self) -> None:
         """Let go of every file without another word to the disk."""
-        for file in [*self._files.values(), self._zeroing, *([self._spare] if self._spare else [])]:
-            file.close()
+        for file in [*self._files.values(), getattr(self, "_zeroing", None), self._spare, getattr(self, "_marks", None)]:
+            if file is not None:  # opening may have failed before there was one
+                file.close()
         self._files.clear()
-        self._marks.close()

@@ -132,7 +132,7 @@ def append_frame(request_id: int, stream: str, events: int, payload: bytes, meta
     """A message with one append, as the client library would send it."""
     extra = [metadata] * events if metadata else None
     region = pack((random_ids(events), "measured", extra, [payload] * events))
-    return array_header(1) + pack((APPEND, request_id, 5000, None, 0, None, None, ((stream, None, region),)))
+    return array_header(1) + bytes(pack((APPEND, request_id, 5000, None, 0, None, None, ((stream, None, region),))))
 
 
 def sync_times(folder: Path, count: int) -> list[int]:

@@ -149,4 +149,4 @@ class Processes:
 def rate(results: Sequence[dict[str, Any]]) -> float:
     """Things a second over all workers, from the first one's begin to the last one's end."""
     elapsed = max(row["end"] for row in results) - min(row["begin"] for row in results)
-    return sum(float(row["count"]) for row in results) * 1e9 / elapsed
+    return float(sum(row["count"] for row in results) * 1e9 / elapsed)
