@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
 from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -24,6 +26,8 @@ from .endpoints import UnsafeEndpoint, WrongEndpoint, default_endpoint, parse_en
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from tidelog import Client, Recorded
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CORRUPT, EXIT_UNREACHABLE, EXIT_UNSAFE = 1, 64, 65, 69, 78
@@ -49,6 +53,9 @@ class Main(click.Group):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             code = self._run(*args, **kwargs)
             sys.stdout.flush()
@@ -95,7 +102,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
     why = str(error)
     if isinstance(error, errors.DeadlineExceeded) and error.maybe_applied:
-        return f"{why}; what was sent may be in the log: repeat it with the same --id to find out", EXIT_UNREACHABLE
+        return f"{why}; what was sent may be in the log: read the stream before you repeat it", EXIT_UNREACHABLE
     if isinstance(error, errors.DeadlineExceeded | errors.ConnectionLost | errors.Unavailable):
         return f"{why}; is a broker running there? Start one with `tidelog serve`, or name another with --endpoint", (
             EXIT_UNREACHABLE
@@ -112,7 +119,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, errors.StorageFull):
         return f"{why}; nothing was written: make room on the broker's disk", EXIT_FAILED
     if isinstance(error, errors.OutcomeUnknown):
-        return f"{why}; what was sent may be in the log: read the stream to find out", EXIT_FAILED
+        return f"{why}; what was sent may be in the log: read the stream before you repeat it", EXIT_FAILED
     return why, EXIT_USAGE if isinstance(error, errors.InvalidArgument) else EXIT_FAILED
 
 
@@ -135,7 +142,7 @@ def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--endpoint", metavar="ENDPOINT",
         help="Where the broker is: ipc:///path or tcp://host:port.  [default: TIDELOG_ENDPOINT, else "
-        "$XDG_RUNTIME_DIR/tidelog/broker]",
+        "$XDG_RUNTIME_DIR/tidelog/broker, else run/broker under TIDELOG_DATA]",
     )(run)  # fmt: skip
 
 
@@ -146,9 +153,10 @@ def connected(endpoint: str | None, timeout: float) -> Iterator[Client]:
 
     endpoint = endpoint or os.environ.get("TIDELOG_ENDPOINT")
     if not endpoint:
-        if not os.environ.get("XDG_RUNTIME_DIR"):
+        data = os.environ.get("TIDELOG_DATA")
+        if not data and not os.environ.get("XDG_RUNTIME_DIR"):
             raise click.UsageError("say where the broker is, with --endpoint or TIDELOG_ENDPOINT")
-        endpoint = default_endpoint(None, os.environ)
+        endpoint = default_endpoint(Path(data or "."), os.environ)
     with Client(endpoint, timeout=timeout) as client:
         yield client
 
@@ -182,7 +190,10 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for setting in reversed(NUMBERS):
         words = f"{setting.help.capitalize()}, {setting.minimum} to {setting.maximum}."
         command = click.option(
-            _flag(setting.name), setting.name, metavar=setting.unit.upper(), help=f"{words}  [default: {setting.default}]"
+            _flag(setting.name),
+            setting.name,
+            metavar=setting.unit.upper(),
+            help=f"{words}  [default: {setting.default}]",
         )(command)
     return command
 
@@ -235,6 +246,16 @@ def parse_expected(word: str) -> Any:
     return int(word)
 
 
+def parse_id(word: str | None) -> UUID | None:
+    """--id as a UUID. Raises click.UsageError."""
+    from uuid import UUID
+
+    try:
+        return None if word is None else UUID(word)
+    except ValueError:
+        raise click.UsageError(f"--id {word}: not a UUID") from None
+
+
 @main.command()
 @click.argument("stream")
 @click.argument("type", required=False)
@@ -260,7 +281,7 @@ def append(
         return append_lines(client, as_json)
     from tidelog import Event
 
-    event = Event(type, os.fsencode(payload), os.fsencode(metadata), text.parse_id(event_id))
+    event = Event(type, os.fsencode(payload), os.fsencode(metadata), parse_id(event_id))
     appended = client.append(stream, event, parse_expected(expected or "any"))
     put(text.appended_json(stream, appended) if as_json else text.appended_line(stream, appended))
     return 0
@@ -285,10 +306,12 @@ def append_lines(client: Client, as_json: bool) -> int:
     if feed.failed is None:
         return 0
     why, code = explain(feed.failed.error) if feed.failed.error else (feed.failed.why, EXIT_USAGE)
-    lines = f"line {feed.failed.first}" if feed.failed.first == feed.failed.last else (
-        f"lines {feed.failed.first} to {feed.failed.last}"
-    )  # fmt: skip
-    raise Refused(f"{lines}: {why}; {feed.events} events are in the log, and no line after these was sent", code)
+    first, last = feed.failed.first, feed.failed.last
+    lines = f"line {first}" if first == last else f"lines {first} to {last}"
+    raise Refused(
+        f"{lines}: {why}; of the other lines up to {feed.sent_line} {feed.events} events were appended, and none behind",
+        code,
+    )
 
 
 class Progress:

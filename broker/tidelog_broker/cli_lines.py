@@ -96,7 +96,9 @@ def _opaque(row: dict[str, Any], name: str) -> bytes:
                 raise WrongLine(f"{name} and {name}_b64 exclude each other")
             return b64decode(encoded, validate=True)
         value = row.get(name, "")
-        return (value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)).encode()
+        return (
+            value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        ).encode()
     except WrongLine:
         raise
     except (ValueError, TypeError):
@@ -119,11 +121,14 @@ class Feed:
         self._rest = b""
         self._line = 0
         self._events_max = EVENTS_MAX
+        self._bytes_aim = BYTES_AIM
 
     def run(self, descriptor: int) -> Iterator[Acknowledged]:
         """Read to the end, or to the first failure; yields each append once it is in the log."""
-        # Says at once when no broker is there; its limit on events may be below ours.
-        self._events_max = min(EVENTS_MAX, self._client._hello().limits.append_events)
+        # Tells that no broker is there before anything is read; its limits may be below ours.
+        limits = self._client._hello().limits
+        self._events_max = min(EVENTS_MAX, limits.append_events)
+        self._bytes_aim = min(BYTES_AIM, limits.append_bytes)
         ended = False
         while not ended or self._flying:
             if self._flying and (ended or len(self._flying) >= WINDOW or not select.select([descriptor], [], [], 0)[0]):
@@ -154,8 +159,10 @@ class Feed:
         self._send()
 
     def _add(self, number: int, size: int, stream: str, event: Event) -> None:
+        """To the append of its neighbours, or to a new one. A line is never shorter than its event's size."""
         batch = self._open
-        if batch is None or batch.stream != stream or len(batch.events) >= self._events_max or batch.size >= BYTES_AIM:
+        full = batch and (len(batch.events) >= self._events_max or batch.size + size > self._bytes_aim)
+        if batch is None or batch.stream != stream or full:
             self._send()
             batch = self._open = _Batch(stream, number, number, [], 0)
         batch.events.append(event)

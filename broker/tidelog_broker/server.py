@@ -56,7 +56,8 @@ class Server:
         self._requests = self._socket(context, zmq.ROUTER)
         self._requests.set(zmq.ROUTER_MANDATORY, 1)
         self._publish = self._socket(context, zmq.XPUB)
-        self._publish.set(zmq.XPUB_VERBOSER, 1)
+        # Every subscription is told, for a heartbeat is due at each; of the ends only a topic's last (not VERBOSER).
+        self._publish.set(zmq.XPUB_VERBOSE, 1)
         self._poller = zmq.Poller()
         for waitable in (self._requests, self._publish, self.wake_fd):
             self._poller.register(waitable, zmq.POLLIN)

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import zmq
 
-from .errors import ClientClosed, DeadlineExceeded, InvalidArgument, ProtocolMismatch, TidelogError, UsedAfterFork
+from .errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidArgument,
+    ProtocolMismatch,
+    TidelogError,
+    Truncated,
+    UsedAfterFork,
+)
 from .ids import IdPool
 from .limits import LIST_STREAMS_MAX
 from .link import Future, Link
@@ -385,7 +393,13 @@ class Pager:
         if not call.settled:
             self._link.wait(call, self._timeout)
         pages = self.pages
-        reply = call.result()
+        try:
+            reply = call.result()
+        except Truncated as error:
+            if not pages.ended_by(error):
+                raise
+            self._call = None
+            return None
         pages.arrived(reply)
         self._link.exchange.note_head(pages.head)
         self._call = None

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .batch import signature_of
-from .errors import InvalidArgument, ProtocolMismatch
+from .errors import InvalidArgument, ProtocolMismatch, Truncated
 from .limits import INT_MAX, TYPES_FILTER_MAX
 from .messages import Recorded
 from .wire import STREAM, bound, decode_page
@@ -72,6 +72,7 @@ class Pages:
         self.covers_from, self.covers_to, self.end, self.head = covers_from, covers_to, end, head
         self._first = False
         self.wait_for = None
+        self.finished = self.finished or self.remaining == 0
         if self.backwards:
             floor = 0 if self.start is None else self.start
             # A page that is empty and does not move tells that what is left below is gone.
@@ -88,6 +89,10 @@ class Pages:
         if not self.finished and self.start is not None and covers_to <= self.start:
             raise ProtocolMismatch("a page does not go on from where the last one ended")
         self.start = max(covers_to, self.start or 0)
+
+    def ended_by(self, error: Truncated) -> bool:
+        """Whether this error only says that a backward read without a start has come to what was removed meanwhile."""
+        return self.backwards and self.start is None and not self._first
 
     def ahead(self) -> tuple[Any, ...] | None:
         """The request behind the page that has just arrived, when it is needed whatever that page holds."""

@@ -29,10 +29,11 @@ from .errors import (
     UsedAfterFork,
 )
 from .follow import Follow, Verdict
+from .limits import STREAM_BYTES_MAX
 from .link import Wakeup
 from .messages import CaughtUp, Checkpoint, Recorded
 from .reading import Pages
-from .wire import BYTES_FOLLOW, PUBLISHED, STREAM, bound, choose_endpoints, decode_page, read_published, topic
+from .wire import BYTES_FOLLOW, EVERYTHING, PUBLISHED, STREAM, bound, choose_endpoints, decode_page, read_published, topic
 
 if TYPE_CHECKING:
     from .blocking import Client, Pager
@@ -60,6 +61,8 @@ class Subscription:
         checkpoint_events: int,
         checkpoint_idle: float,
     ) -> None:
+        if scope != EVERYTHING:
+            _check_name(name)
         self._client = client
         self._scope, self._name = scope, name
         self._types = types
@@ -69,7 +72,7 @@ class Subscription:
         self._markers = markers
         self._raise_on_lag = raise_on_lag
         self._checkpoint_events = bound(checkpoint_events, "checkpoint_events") or 1
-        self._checkpoint_idle = float(checkpoint_idle)
+        self._checkpoint_idle = _idle_seconds(checkpoint_idle)
         self._hello = client._hello()
         self._follow = Follow(0)
         self._from_first = start is None
@@ -181,8 +184,6 @@ class Subscription:
             self._checkpoint_at = now + self._checkpoint_idle
             if self._markers:
                 self._said.append(CaughtUp(self._follow.next))
-        elif self._markers and now >= self._checkpoint_at:
-            self._checkpoint(now)
         elif now >= self._follow.read_at:
             self._start_reading()
         elif self._sub is None:
@@ -190,9 +191,15 @@ class Subscription:
         else:
             silent_at = self._heard + SILENT_HEARTBEATS * max(self._hello.heartbeat_ms / 1000, 0.1)
             due = min(self._follow.read_at, silent_at, self._checkpoint_at if self._markers else inf)
-            if not self._wait(due, now) and monotonic() >= silent_at:
-                self._heard = monotonic()
-                self._follow.silent(self._heard)
+            if self._wait(due, now):
+                return
+            # Only when nothing else was to be done, or a consumer slower than the idle time would get nothing else.
+            now = monotonic()
+            if now >= silent_at:
+                self._heard = now
+                self._follow.silent(now)
+            elif self._markers and now >= self._checkpoint_at:
+                self._checkpoint(now)
 
     def _count(self) -> None:
         self._since_checkpoint += 1
@@ -369,3 +376,19 @@ class Subscription:
             if follow.lost and self._raise_on_lag:
                 self._lagged()
             self._start_reading()
+
+
+def _check_name(name: str) -> None:
+    """Refuse to wait for ever for a stream or category that can't exist. Raises InvalidArgument."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 1 <= size <= STREAM_BYTES_MAX or any(ord(char) < 32 or 127 <= ord(char) < 160 for char in name):
+        raise InvalidArgument(f"a name has 1 to {STREAM_BYTES_MAX} bytes of UTF-8 and no control characters")
+
+
+def _idle_seconds(value: object) -> float:
+    if isinstance(value, int | float) and value > 0:
+        return float(value)
+    raise InvalidArgument("checkpoint_idle is a number of seconds, more than 0")

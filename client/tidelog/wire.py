@@ -18,7 +18,6 @@ import msgpack
 from .batch import (
     COLUMNS,
     CONTROL,
-    CRC,
     EVENTS,
     GROUP_HEADER_BYTES,
     GROUP_MAGIC_BYTE,
@@ -252,6 +251,9 @@ def _raw_id(value: Any, ids: IdPool) -> bytes:
 
 # Stored bytes
 
+CRC_RESIDUE: Final = 0x2144DF1C
+"""CRC-32 of any bytes with their own little-endian CRC-32 behind them: one call checks a batch."""
+
 
 def decode_page(
     data: bytes, by_version: bool, start: int, stop: int, types: frozenset[str] | None = None, signature: int = 0
@@ -262,12 +264,13 @@ def decode_page(
     Raises CorruptLog (segment "", offset in `data`) on a wrong checksum, an unknown record, or bytes that end early.
     """
     events: list[Recorded] = []
+    names: dict[bytes, str] = {}
     at, size = 0, len(data)
     view = memoryview(data)
     while at < size:
         kind = data[at]
         if kind == EVENTS:
-            at = _decode_batch(view, data, at, events, by_version, start, stop, types, signature)
+            at = _decode_batch(view, data, at, events, names, by_version, start, stop, types, signature)
         elif kind == GROUP_MAGIC_BYTE:
             at += GROUP_HEADER_BYTES
         elif kind == CONTROL:
@@ -285,7 +288,7 @@ def decode_page(
 
 
 def _decode_batch(
-    view: memoryview, data: bytes, at: int, events: list[Recorded],
+    view: memoryview, data: bytes, at: int, events: list[Recorded], names: dict[bytes, str],
     by_version: bool, start: int, stop: int, types: frozenset[str] | None, signature: int,
 ) -> int:  # fmt: skip
     """Decode the batch at `at` onto `events` → the offset behind it."""
@@ -295,7 +298,7 @@ def _decode_batch(
         )
         end: int = at + length - 4
         name = at + HEADER_BYTES
-        if not HEADER_BYTES + 4 < length <= BATCH_BYTES_CEILING or CRC.unpack_from(data, end)[0] != crc32(view[at:end]):
+        if not HEADER_BYTES + 4 < length <= BATCH_BYTES_CEILING or crc32(view[at : end + 4]) != CRC_RESIDUE:
             raise CorruptLog(f"batch at offset {at}: checksum or length", "", at)
         place = version if by_version else position
         if place >= stop or place + count <= start or (types is not None and not present & signature):
@@ -303,7 +306,10 @@ def _decode_batch(
         region = end - region_bytes
         if layout != COLUMNS or region < name + name_bytes or (not flags & HAS_SESSION and region > name + name_bytes):
             raise CorruptLog(f"batch at offset {at}: its parts do not fit", "", at)
-        stream = str(view[name : name + name_bytes], "utf-8")
+        raw = data[name : name + name_bytes]
+        stream = names.get(raw)
+        if stream is None:
+            stream = names[raw] = raw.decode()
         ids, kinds, metadata, payloads = msgpack.unpackb(view[region:end], use_list=False)
         if len(payloads) != count or len(ids) != 16 * count:
             raise CorruptLog(f"batch at offset {at}: its columns do not have {count} rows", "", at)

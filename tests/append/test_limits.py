@@ -18,8 +18,8 @@ LIMIT = 65_536
 
 
 def segments(data: Path) -> dict[str, str]:
-    """A digest of every segment."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in data.glob("0*-*")}
+    """A digest of every segment, without the zeros that are prepared ahead meanwhile."""
+    return {path.name: hashlib.sha256(path.read_bytes().rstrip(b"\0")).hexdigest() for path in data.glob("0*-*")}
 
 
 def raw_append(broker: BrokerProcess, *writes: Any) -> list[Any]:
@@ -67,7 +67,7 @@ OVER = [
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "last of a batch"])
-@pytest.mark.parametrize(("bad", "error"), OVER, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(("bad", "error"), OVER, ids=lambda value: ascii(value)[:24])
 def test_one_bad_event_is_refused_with_its_whole_append_and_no_byte_of_the_log_changes(
     shared: BrokerProcess, client: Client, stream: str, bad: Event, error: type[Exception], alone: bool
 ) -> None:
@@ -131,7 +131,7 @@ def test_4096_events_and_8_mib_are_accepted_and_one_more_is_not(client: Client, 
         client.append(stream, [Event("t") for _ in range(4_097)])
     assert (refused.value.size, refused.value.max) == (4_097, 4_096)
     with pytest.raises(AppendTooLarge):
-        client.append_many([Write(f"{stream}{i}", [Event("t")] * 0 + [Event("t") for _ in range(2_049)]) for i in "ab"])
+        client.append_many([Write(f"{stream}{i}", [Event("t") for _ in range(2_049)]) for i in "ab"])
     most = [Event("t", bytes(LIMIT - 17)) for _ in range(128)]
     done = client.append(stream, most)
     assert done.last_version - done.first_version == 127
@@ -186,7 +186,7 @@ def test_an_append_without_events_is_refused_on_the_wire_and_no_stream_appears(
     assert list(client.list_streams(stream)) == []
 
 
-@pytest.mark.parametrize("name", ["", "x" * 256, "ü" * 128, "a\0b", "a\nb", "a\x7fb", "a\x85b", "\x1f"], ids=ascii)
+@pytest.mark.parametrize("name", ["", "x" * 256, "ü" * 128, "a\0b", "a\nb", "a\x7fb", "a\x85b", "\x1f"], ids=lambda name: ascii(name)[:12])
 def test_a_stream_name_outside_the_rules_is_refused_by_library_and_broker(
     shared: BrokerProcess, client: Client, name: str
 ) -> None:

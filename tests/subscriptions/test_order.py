@@ -84,7 +84,8 @@ def test_every_field_of_a_subscribed_event_is_what_a_read_gives(client: Client, 
         assert follower.wait(len(expected))
         assert follower.events == expected
         assert [event.id for event in follower.events] == [event.id for event in expected]
-        assert follower.subscription.position == (expected[-1].version + 1 if "stream" in scope else client.head())
+        wanted = expected[-1].version + 1 if "stream" in scope else expected[-1].position + 1
+        assert wanted <= follower.subscription.position <= (wanted if "stream" in scope else client.head())
 
 
 def test_interleaved_streams_reach_each_subscriber_as_its_own_only(client: Client, follow: Follow) -> None:
@@ -280,9 +281,10 @@ def test_a_uuid_is_a_stream_name(client: Client, follow: Follow) -> None:
     "options",
     [
         {"stream": "a", "category": "c"}, {"category": "a/b"}, {"category": ""}, {"start": -1}, {"start": 2**63},
-        {"start": "begin"}, {"start": True}, {"start": 1.0}, {"on_lag": "drop"}, {"types": [1]},
+        {"start": "begin"}, {"start": True}, {"start": 1.0}, {"on_lag": "drop"}, {"types": [1]}, {"types": []},
         {"types": [str(number) for number in range(65)]}, {"stream": 5}, {"stream": b"a"}, {"stream": ""},
-        {"stream": "x" * 256}, {"stream": "a\0b"}, {"checkpoint_events": -1}, {"checkpoint_idle": -1.0},
+        {"stream": "x" * 256}, {"stream": "a\0b"}, {"stream": "\ud800"}, {"category": "c" * 256},
+        {"category": "c\n"}, {"checkpoint_events": -1}, {"checkpoint_idle": -1.0},
         {"checkpoint_idle": float("nan")}, {"checkpoint_idle": 0},
     ],
 )  # fmt: skip
@@ -341,16 +343,6 @@ def test_a_filter_that_leaves_nearly_all_out_goes_through_a_long_history(client:
         assert until(lambda follower=follower: follower.caught_up)
         assert follower.items[0].position == wanted
         assert follower.items[1] == CaughtUp(12_001)
-
-
-def test_a_filter_of_no_types_delivers_nothing_and_its_position_still_moves(client: Client, follow: Follow) -> None:
-    client.append("c/1", small(5))
-    for scope in SCOPES:
-        follower = follow(client, types=[], markers=True, checkpoint_idle=3600.0, **scope)
-        assert until(lambda follower=follower: follower.caught_up)
-        before = client.append("c/1", small(5)).last_position
-        assert until(lambda f=follower, b=before: f.subscription.position == b + 1, 3.0), follower.subscription.position
-        assert follower.events == []
 
 
 # Markers

@@ -580,14 +580,14 @@ OPERATIONS: dict[str, Callable[[World], object]] = {
 }
 
 
-def workloads(seed: int) -> Iterator[tuple[LogSettings, tuple[str, ...], int]]:
-    """(settings, operations, the first one to look at): all of one and two, then seeded ones of three to six, for ever."""
-    yield SMALL, (), -1
-    yield ALIGNED, (), -1
+def workloads(seed: int, settings: LogSettings = SMALL) -> Iterator[tuple[LogSettings, tuple[str, ...], int]]:
+    """(settings, operations, the first to look at): all of up to two, then seeded ones of three to six, for ever."""
+    for first in (settings, ALIGNED, STRICT):
+        yield first, (), -1
     names = list(OPERATIONS)
     for length in (1, 2):
         for sequence in itertools.product(names, repeat=length):
-            yield SMALL, sequence, length - 1
+            yield settings, sequence, length - 1
     rng = Random(seed)
     while True:
         settings = rng.choice([SMALL, SMALL, SMALL, STRICT, ALIGNED])
@@ -595,12 +595,12 @@ def workloads(seed: int) -> Iterator[tuple[LogSettings, tuple[str, ...], int]]:
         yield settings, tuple(rng.choices(names, k=length)), 1
 
 
-def explore(explorer: Explorer, seed: int) -> None:
+def explore(explorer: Explorer, seed: int, settings: LogSettings = SMALL) -> None:
     """Workloads until the explorer has enough. Raises Counterexample."""
-    for number, (settings, sequence, first) in enumerate(workloads(seed)):
+    for number, (its_settings, sequence, first) in enumerate(workloads(seed, settings)):
         if explorer.done:
             return
-        run_workload(explorer, settings, sequence, first, seed + number)
+        run_workload(explorer, its_settings, sequence, first, seed + number)
 
 
 def run_workload(explorer: Explorer, settings: LogSettings, sequence: Sequence[str], first: int, seed: int) -> None:

@@ -17,12 +17,14 @@ def mutate(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, old: str, new
     """Replace `old` by `new` in the source of owner.name for the rest of the test."""
     function = inspect.getattr_static(owner, name)
     plain = inspect.unwrap(getattr(function, "__func__", function))
-    source = textwrap.dedent(inspect.getsource(plain))
+    source = getattr(plain, "mutant_source", None) or textwrap.dedent(inspect.getsource(plain))
     assert source.count(old) == 1, f"{name} has {source.count(old)} times {old!r}"
     module = sys.modules[plain.__module__]
     scope = dict(vars(module))
-    exec(compile("from __future__ import annotations\n" + source.replace(old, new), f"<mutant {name}>", "exec"), scope)
+    source = source.replace(old, new)
+    exec(compile("from __future__ import annotations\n" + source, f"<mutant {name}>", "exec"), scope)
     mutant = scope[name]
+    vars(getattr(mutant, "__func__", mutant))["mutant_source"] = source
     if inspect.ismodule(owner):
         # The names that other modules imported must change too.
         for other in list(sys.modules.values()):
