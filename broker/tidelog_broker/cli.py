@@ -309,7 +309,7 @@ def append_lines(client: Client, as_json: bool) -> int:
     first, last = feed.failed.first, feed.failed.last
     lines = f"line {first}" if first == last else f"lines {first} to {last}"
     raise Refused(
-        f"{lines}: {why}; of the other lines up to {feed.sent_line} {feed.events} events were appended, and none behind",
+        f"{lines}: {why}; {feed.events} events of other lines are in the log, and nothing behind line {feed.sent_line} was sent",
         code,
     )
 

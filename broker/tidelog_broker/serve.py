@@ -72,6 +72,7 @@ def _serve(config: Config) -> int:
     # The index is long-lived: collections must not walk it again and again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 8_192)
     try:

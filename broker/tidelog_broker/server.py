@@ -100,7 +100,9 @@ class Server:
                 raise self.failure
             if self.stop_requested.is_set():
                 break
-            if not worked and not broker.later and not broker.backlog:
+            if worked or broker.later or broker.backlog:
+                self._subscriptions()  # without a pause there is no poll that would tell of a new subscriber
+            else:
                 self._wait()
         self._stop()
 

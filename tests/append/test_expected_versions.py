@@ -17,8 +17,8 @@ from tidelog import (
     EventTooLarge,
     InvalidArgument,
     StreamNotFound,
-    WrongExpectedVersion,
     Write,
+    WrongExpectedVersion,
 )
 
 PASSES = True

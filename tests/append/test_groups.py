@@ -43,7 +43,7 @@ def test_64_clients_share_syncs_and_each_keeps_its_order(broker: BrokerProcess) 
         with ThreadPoolExecutor(CLIENTS) as pool:
             positions = list(pool.map(write, range(CLIENTS)))
         syncs = client.info()["syncs"] - syncs
-        assert sorted(sum(positions, [])) == list(range(CLIENTS * APPENDS))
+        assert sorted(position for row in positions for position in row) == list(range(CLIENTS * APPENDS))
         assert all(row == sorted(row) for row in positions)
         assert syncs < CLIENTS * APPENDS / 4
         found = defaultdict(list)

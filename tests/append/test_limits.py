@@ -186,7 +186,9 @@ def test_an_append_without_events_is_refused_on_the_wire_and_no_stream_appears(
     assert list(client.list_streams(stream)) == []
 
 
-@pytest.mark.parametrize("name", ["", "x" * 256, "ü" * 128, "a\0b", "a\nb", "a\x7fb", "a\x85b", "\x1f"], ids=lambda name: ascii(name)[:12])
+@pytest.mark.parametrize(
+    "name", ["", "x" * 256, "ü" * 128, "a\0b", "a\nb", "a\x7fb", "a\x85b", "\x1f"], ids=lambda name: ascii(name)[:12]
+)
 def test_a_stream_name_outside_the_rules_is_refused_by_library_and_broker(
     shared: BrokerProcess, client: Client, name: str
 ) -> None:

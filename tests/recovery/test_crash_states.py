@@ -1,8 +1,8 @@
-"""No power cut and no kill loses an acknowledged group, keeps a refused one, or is taken for damage (spec §§6–8).
+"""No power cut and no kill loses an acknowledged group, keeps a refused one, or is taken for damage (spec §§6, 7, 8).
 
-All sequences of up to two operations, then seeded ones of three to six; what an operation is, a state, and the promise
-that is checked in each: tests/support/crashes.py. TIDELOG_CRASH_STATES raises the target, TIDELOG_CRASH_SEED changes the
-random part.
+All sequences of up to two operations, then seeded ones of three to six (support/workloads.py); what a state is, and the
+promise that is checked in each, stand in support/crashes.py. TIDELOG_CRASH_STATES raises the target, TIDELOG_CRASH_SEED
+changes the random part.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import time
 
 import pytest
-from support.crashes import Explorer, OPERATIONS, explore
+from support.crashes import Explorer
+from support.workloads import OPERATIONS, explore
 
 SEED = 20_250_101
 STATES = int(os.environ.get("TIDELOG_CRASH_STATES", "100000"))

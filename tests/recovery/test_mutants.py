@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.crashes import ALIGNED, SMALL, Counterexample, Explorer, Point, World, chain, explore
+from support.crashes import ALIGNED, SMALL, Counterexample, Explorer, Point, World, chain
 from support.mutants import mutate
+from support.workloads import OPERATIONS, explore
 from tidelog_broker.core import format as records
 from tidelog_broker.core.recovery import SegmentReader
 from tidelog_broker.log import Log
@@ -91,7 +92,7 @@ def test_search_finds_seeded_fault(monkeypatch: pytest.MonkeyPatch, title: str) 
 def test_search_finds_two_unsynced_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Group 2 is written before the sync of group 1; both are acknowledged behind the second sync only."""
     world = World(Explorer(limit=200), SMALL, SEED)
-    world.run(("prepare all",), 9)
+    world.run([("prepare all", OPERATIONS["prepare all"])], 9)
     first = world.writer.stage([("s/1", [world.writer.payload(900)])])
     with monkeypatch.context() as patch:
         patch.setattr(type(world.log._file), "datasync", lambda self: None)

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from typing import Any
 
-from tidelog import CaughtUp, Checkpoint, Client, Lagged
+from tidelog import CaughtUp, Checkpoint, Client, Event, Lagged
 
 
 def say(*words: object) -> None:
@@ -82,6 +83,15 @@ def leave(client: Client, how: str) -> None:
         raise RuntimeError("on purpose")
     if how == "exit":
         sys.exit(3)
+
+
+def flood(client: Client, stream: str, window: int, size: int) -> None:
+    """Appends without a pause until it is killed: there are always some under way."""
+    waiting = deque(client.append_nowait(stream, Event("t", b"n" * size), timeout=60.0) for _ in range(window))
+    say("flooding")
+    while True:
+        waiting.popleft().result()
+        waiting.append(client.append_nowait(stream, Event("t", b"n" * size), timeout=60.0))
 
 
 def fork(client: Client, **options: Any) -> None:

@@ -37,7 +37,7 @@ def event_batch(
         blake2b(b"%d %d" % (first_position + i, first_version + i), digest_size=16).digest()
         for i in range(len(payloads))
     )
-    region = msgpack.packb([ids, event_type, None, list(payloads)])
+    region: bytes = msgpack.packb([ids, event_type, None, list(payloads)])
     name = stream.encode()
     tail = b""
     if session is not None:
@@ -56,7 +56,7 @@ def event_batch(
 
 def control_batch(subtype: int, body: list[Any], *, index: int = 0, count: int = 1, recorded_at: int = TIME) -> bytes:
     """One control batch."""
-    region = msgpack.packb(body)
+    region: bytes = msgpack.packb(body)
     length = HEADER.size + len(region) + 4
     head = HEADER.pack(0x43, 0, 0, subtype, length, index, count, 0, len(region), 0, 0, recorded_at, 0)
     data = head + region
@@ -134,7 +134,7 @@ class Writer:
         self.accept(group)
         return group.body
 
-    def payload(self, size: int, alike: bool = False) -> bytes:
+    def payload(self, size: int) -> bytes:
         """Bytes that no other payload has, without long runs of zeros."""
         self.serial += 1
         return blake2b(b"%d" % self.serial, digest_size=32).digest() * (size // 32) or b"%03d" % self.serial

@@ -1,7 +1,7 @@
 """Every crash state of a workload, recovered by the real Log and judged.
 
-Owns the workloads (`OPERATIONS`), the model of what was promised, and the search. A `World` runs operations on a SimDisk
-and knows which groups are committed and which one, at most, is in flight; an `Explorer` looks before every call that
+Owns the model of what was promised and the search; the operations are those of support/workloads.py. A `World` runs them
+on a SimDisk and knows which groups are committed and which one, at most, is in flight; an `Explorer` looks before every call that
 changes the disk at each state a power cut or a kill may leave there: Log.open must give back all that is committed and
 the group in flight whole or not at all, then take one more group, survive the worst power cut, and close.
 
@@ -10,18 +10,15 @@ A state is counted once (blake2b over names and contents, the contents of quaran
 
 from __future__ import annotations
 
-import errno
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
 
 from support.builders import Staged, Writer, seeded_random
-from support.simdisk import Fault, Image, PowerCut, SimDisk
+from support.simdisk import Fault, Image, SimDisk
 from tidelog.errors import StorageFull
-from tidelog_broker.core.format import pack_group_header
 from tidelog_broker.core.recovery import Group
 from tidelog_broker.log import FailStop, Log, LogSettings
 
@@ -132,7 +129,9 @@ class Explorer:
         disk.before = before
         try:
             open_log(disk, world.settings, b"nested")
-        except (Exception,) as error:
+        except Counterexample:
+            raise
+        except Exception as error:
             self.judge(f"{type(error).__name__}: {error}", allowed, world, call, image)
 
     def recover(self, disk: SimDisk, world: World, allowed: set[bytes]) -> bytes | str:
@@ -309,308 +308,16 @@ class World:
 
         self.disk.fault = decide
 
-    def run(self, workload: Sequence[str], armed_from: int) -> None:
-        """The operations in order; states are looked at from the one numbered `armed_from` on (-1: and creation)."""
+    def run(self, workload: Sequence[tuple[str, Operation]], armed_from: int) -> None:
+        """The named operations in order; states are looked at from the one numbered `armed_from` on (-1: and creation)."""
         self.armed = armed_from < 0
         self.done = ["create"]
         self.start()
-        for index, name in enumerate(workload):
+        for index, (name, operation) in enumerate(workload):
             self.armed = index >= armed_from
             self.done.append(name)
-            OPERATIONS[name](self)
+            operation(self)
             self.disk.fault = None
 
 
-def _small(world: World) -> bool:
-    return world.commit([("s/1", [world.writer.payload(64)])])
-
-
-def _large(world: World) -> None:
-    world.commit([("s/1", [world.writer.payload(1_500), world.writer.payload(32)])])
-
-
-def _streams(world: World) -> None:
-    p = world.writer.payload
-    world.commit([("s/1", [p(64)]), ("s/2", [p(200), p(64)]), ("s/3", [p(64)])])
-
-
-def _appends(world: World) -> None:
-    p = world.writer.payload
-    world.commit([("s/1", [p(64)])], [("s/2", [p(300)]), ("s/1", [p(64)])], "session", [("s/3", [p(600)])])
-
-
-def _control(world: World) -> None:
-    world.commit("session")
-
-
-def _big(world: World) -> None:
-    world.commit([("b/1", [world.writer.payload(3_000), world.writer.payload(3_000)])])
-
-
-def _roll(world: World) -> None:
-    ordinal = world.log._header.ordinal
-    for _ in range(4):
-        _big(world)
-        if world.log._header.ordinal != ordinal:
-            return
-    raise AssertionError("no roll")
-
-
-def _prepare(world: World) -> None:
-    world.stop_on_failure(world.log.prepare)
-    world.look("after prepare")
-
-
-def _prepare_all(world: World) -> None:
-    while world.log.prepare():
-        pass
-    world.look("after prepare")
-
-
-def _mark(world: World) -> None:
-    world.stop_on_failure(world.log.mark)
-    world.look("after mark")
-
-
-def _enospc(world: World) -> None:
-    world.fail("write", Fault(errno.ENOSPC), name=SEGMENT_DIGIT)
-    _large(world)
-
-
-def _enospc_midway(world: World) -> None:
-    world.fail("write", Fault(errno.ENOSPC, short=700), name=SEGMENT_DIGIT)
-    _large(world)
-
-
-def _short(world: World) -> None:
-    world.fail("write", Fault(0, short=700), name=SEGMENT_DIGIT)
-    _large(world)
-
-
-def _short_by_zeros(world: World) -> None:
-    """The write lacks only bytes that are zero already: the whole group stands there, and the answer is StorageFull."""
-    appends, short = _ends_in_zero(world)
-    world.fail("write", Fault(0, short=short), name=SEGMENT_DIGIT)
-    world.commit(*appends)
-
-
-def _ends_in_zero(world: World) -> tuple[list[list[tuple[str, list[bytes]]]], int]:
-    """An append whose record ends in a zero byte, and the length of the record without it. Its space is prepared."""
-    while world.log.prepare():
-        pass
-    while True:
-        appends = [[("s/1", [world.writer.payload(600)])]]
-        body = world.writer.stage(*appends).body
-        if not body[-1]:
-            return appends, 64 + len(body) - 1
-
-
-def _short_by_zeros_and_failed_sync(world: World) -> None:
-    """… and the rollback's sync fails: the truncate is in the cache alone."""
-    appends, short = _ends_in_zero(world)
-    writes = 0
-    fault = Fault(reached=world.rng.choice([0.0, 1.0, 1.0]), sizes=False)
-
-    def decide(op: str, name: str) -> Fault | None:
-        nonlocal writes
-        if op == "write" and name.startswith(SEGMENT_DIGIT):
-            writes += 1
-            return Fault(0, short=short) if writes == 1 else None
-        return fault if op == "sync" and writes else None
-
-    world.disk.fault = decide
-    if not world.commit(*appends):
-        world.restart(world.rng.random() < 0.3)
-
-
-def _forger(world: World) -> None:
-    """Payloads that hold group headers for just the place where they will stand, right in all but the tag."""
-    log = world.log
-
-    def appends(offset: int) -> list[list[tuple[str, list[bytes]]]]:
-        heads = []
-        for ahead in (1, 2, 3):
-            key = b"no segment's key"
-            heads.append(pack_group_header(key, b"", log.group + ahead, log._header.ordinal, offset, log.head, 1, bytes(8)))
-            offset += len(heads[-1]) + 700
-        return [[("f/1", [b"".join(head.ljust(700 + len(head), b"f") for head in heads)])]]
-
-    at = world.writer.stage(*appends(0)).body.find(b"TLGR")
-    world.commit(*appends(log.end + 64 + at))
-
-
-def _short_roll(world: World) -> None:
-    world.fail("write", Fault(0, short=40), nth=world.rng.randrange(1, 4), name=SEGMENT_DIGIT)
-    _roll_or_full(world)
-
-
-def _roll_or_full(world: World) -> None:
-    for _ in range(3):
-        if not world.commit([("b/1", [world.writer.payload(3_000), world.writer.payload(3_000)])]):
-            world.restart(world.rng.random() < 0.5)
-
-
-def _short_and_failed_sync(world: World) -> None:
-    """A rollback whose sync fails."""
-    writes = 0
-    reached = world.rng.choice([0.0, 0.5, 1.0])
-
-    def decide(op: str, name: str) -> Fault | None:
-        nonlocal writes
-        if op == "write" and name.startswith(SEGMENT_DIGIT):
-            writes += 1
-            return Fault(0, short=1_000) if writes == 1 else None
-        return Fault(reached=reached) if op == "sync" and writes else None
-
-    world.disk.fault = decide
-    if not world.commit([("s/1", [world.writer.payload(1_500)])]):
-        world.restart(world.rng.random() < 0.3)
-
-
-def _failed_sync(reached: float, power: bool, size: int = 900) -> Callable[[World], None]:
-    def run(world: World) -> None:
-        while world.log.prepare():
-            pass
-        world.fail("datasync", Fault(reached=reached), name=SEGMENT_DIGIT)
-        if not world.commit([("s/1", [world.writer.payload(size)])]):
-            world.restart(power)
-
-    return run
-
-
-def _failed_mark(world: World) -> None:
-    world.fail("datasync", Fault(reached=world.rng.choice([0.0, 1.0])), name="marks")
-    if not world.stop_on_failure(world.log.mark):
-        world.restart(world.rng.random() < 0.3)
-
-
-def _failed_anything(world: World) -> None:
-    """The n-th sync of a roll fails, whatever it is of."""
-    op = world.rng.choice(["sync", "datasync", "sync_folder"])
-    world.fail(op, Fault(reached=world.rng.choice([0.0, 0.5, 1.0])), nth=world.rng.randrange(1, 5))
-    _roll_or_full(world)
-
-
-def _stop(world: World) -> None:
-    world.log.close()
-    world.start()
-
-
-def _kill(world: World) -> None:
-    world.restart(power=False)
-
-
-def _power(world: World) -> None:
-    """The power goes at some call of a commit."""
-    world.disk.cut_at = world.rng.randrange(1, 4)
-    try:
-        if world.rng.random() < 0.5:
-            _appends(world)
-        else:
-            _roll(world)
-    except PowerCut:
-        pass
-    world.disk.dead, world.disk.cut_at = False, None
-    world.restart(power=True)
-
-
-def _kill_midway(world: World) -> None:
-    """A kill at some call of a commit: the cache stays."""
-    world.disk.cut_at = world.rng.randrange(1, 6)
-    try:
-        _large(world)
-        _roll(world)
-    except PowerCut:
-        pass
-    world.disk.dead, world.disk.cut_at = False, None
-    world.restart(power=False)
-
-
-def _failed_open(world: World) -> None:
-    """A call of recovery fails; then it is tried again."""
-    op = world.rng.choice(["sync", "sync_folder", "write", "rename", "truncate", "create"])
-    fault = Fault(world.rng.choice([errno.EIO, errno.ENOSPC]), reached=world.rng.choice([0.0, 0.5, 1.0]))
-    if op != "write":
-        fault.errno = errno.EIO
-    world.disk.before = None
-    world.disk = world.disk.clone()
-    world.fail(op, fault, nth=world.rng.randrange(1, 4))
-    for _ in range(2):
-        try:
-            world.start()
-            break
-        except (FailStop, StorageFull):
-            world.failed = True
-            world.disk.fault = None
-            world.look("after a failed Log.open")
-            if world.rng.random() < 0.3:
-                world.disk = SimDisk(world.rng.choice(list(world.disk.crash_states(world.rng, 16))))
-
-
-OPERATIONS: dict[str, Callable[[World], object]] = {
-    "small": _small,
-    "large": _large,
-    "streams": _streams,
-    "appends": _appends,
-    "control": _control,
-    "roll": _roll,
-    "prepare": _prepare,
-    "prepare all": _prepare_all,
-    "mark": _mark,
-    "no room": _enospc,
-    "short": _short,
-    "short, sync fails": _short_and_failed_sync,
-    "sync fails, nothing written": _failed_sync(0.0, False),
-    "sync fails, all written": _failed_sync(1.0, False),
-    "sync fails, power cut": _failed_sync(0.5, True),
-    "sync fails, large": _failed_sync(0.0, False, 6_000),
-    "sync fails, half of large written": _failed_sync(0.5, False, 6_000),
-    "mark fails": _failed_mark,
-    "short by zeros": _short_by_zeros,
-    "short by zeros, sync fails": _short_by_zeros_and_failed_sync,
-    "forger": _forger,
-    "stop": _stop,
-    "kill": _kill,
-    "kill midway": _kill_midway,
-    "power cut": _power,
-    "open fails": _failed_open,
-    "no room midway": _enospc_midway,
-    "short, rolling": _short_roll,
-    "a sync fails": _failed_anything,
-}
-
-
-def workloads(seed: int, settings: LogSettings = SMALL) -> Iterator[tuple[LogSettings, tuple[str, ...], int]]:
-    """(settings, operations, the first to look at): all of up to two, then seeded ones of three to six, for ever."""
-    for first in (settings, ALIGNED, STRICT):
-        yield first, (), -1
-    names = list(OPERATIONS)
-    for length in (1, 2):
-        for sequence in itertools.product(names, repeat=length):
-            yield settings, sequence, length - 1
-    rng = Random(seed)
-    while True:
-        settings = rng.choice([SMALL, SMALL, SMALL, STRICT, ALIGNED])
-        length = rng.choice([3, 3, 4, 5, 6])
-        yield settings, tuple(rng.choices(names, k=length)), 1
-
-
-def explore(explorer: Explorer, seed: int, settings: LogSettings = SMALL) -> None:
-    """Workloads until the explorer has enough. Raises Counterexample."""
-    for number, (its_settings, sequence, first) in enumerate(workloads(seed, settings)):
-        if explorer.done:
-            return
-        run_workload(explorer, its_settings, sequence, first, seed + number)
-
-
-def run_workload(explorer: Explorer, settings: LogSettings, sequence: Sequence[str], first: int, seed: int) -> None:
-    explorer.rng = Random(seed)
-    explorer.workloads += 1
-    world = World(explorer, settings, seed)
-    try:
-        world.run(sequence, first)
-    except Counterexample as error:
-        error.add_note(f"seed {seed}, settings {settings}")
-        raise
-    except Exception as error:
-        raise Counterexample(f"{type(error).__name__}: {error}\n  workload {world.done}, seed {seed}") from error
+Operation = Callable[[World], object]

@@ -151,7 +151,7 @@ class FaultyFile:
         self._disk.check("read", self.name)
         return self._file.read(offset, count)
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         plan = self._disk.due("write", self.name)
         if plan is None:
             return self._file.write(offset, data)

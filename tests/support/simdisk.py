@@ -22,17 +22,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice, product
+from itertools import product
 from random import Random
 
-SECTOR = 512
-PAGE = 4_096
+from support.tears import PAGE, SECTOR, Op, apply, contents
 
 Image = dict[str, bytes]
 """Names → contents; "folder/" → b"" for a folder."""
-
-Op = tuple[int, bytes]
-"""(offset, data): a write; (size, b""): a truncate; (-size, b""): the size grows to that, the data is not there yet."""
 
 
 class PowerCut(BaseException):
@@ -130,20 +126,6 @@ class Inode:
         self.lost = self.cache != apply(self.platter, self.pending)
 
 
-def apply(base: bytes, ops: list[Op]) -> bytes:
-    """`base` after `ops`, in order."""
-    data = bytearray(base)
-    for offset, piece in ops:
-        if not piece and 0 <= offset < len(data):
-            del data[offset:]
-            continue
-        if abs(offset) > len(data):
-            data.extend(bytes(abs(offset) - len(data)))
-        if piece:
-            data[offset : offset + len(piece)] = piece
-    return bytes(data)
-
-
 class SimFile:
     """An open file of a SimDisk."""
 
@@ -178,7 +160,7 @@ class SimFile:
         disk.read_bytes += len(data)
         return data
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         self._check(True)
         data = bytes(data)
         disk = self._disk
@@ -452,7 +434,9 @@ class SimDisk:
             for inode in files.values():
                 if inode.pending:
                     inodes[inode.number] = inode
-        variants = {number: contents(inode, rng, limit, garbage) for number, inode in inodes.items()}
+        variants = {
+            number: contents(inode.platter, inode.pending, rng, limit, garbage) for number, inode in inodes.items()
+        }
 
         def build(space: int, choice: dict[int, bytes]) -> Image:
             files, folders = namespaces[space]
@@ -465,8 +449,9 @@ class SimDisk:
         for options in variants.values():
             combinations *= len(options)
         if combinations <= limit:
-            for space, *choice in product(range(len(namespaces)), *variants.values()):
-                yield build(space, dict(zip(variants, choice, strict=True)))
+            for space in range(len(namespaces)):
+                for choice in product(*variants.values()):
+                    yield build(space, dict(zip(variants, choice, strict=True)))
             return
         undone = {number: options[0] for number, options in variants.items()}
         done = {number: options[1] for number, options in variants.items()}
@@ -510,81 +495,3 @@ def _replay(ops: list[tuple[str, str, str, Inode | None]], files: dict[str, Inod
             del files[name]
         else:
             folders.add(name)
-
-
-FIELD_CUTS = (1, 4, 8, 16, 24, 32, 40, 44, 48, 56, 63, 64, 65, 108)
-"""Byte places in a record where a tear is most telling: the fields of its header."""
-
-
-def contents(inode: Inode, rng: Random, limit: int, garbage: bool = False) -> list[bytes]:
-    """What a file may hold after a power cut: [undone, done, …], distinct."""
-    undone, done = inode.platter, apply(inode.platter, inode.pending)
-    seen = {undone: None, done: None}
-    per_op = [_parts(op, undone, rng, limit, garbage) for op in inode.pending]
-    if len(inode.pending) == 1:
-        for ops in per_op[0]:
-            seen[apply(undone, ops)] = None
-    else:
-        for skipped in range(len(inode.pending)):
-            # each alone, all but each, and each a prefix
-            seen[apply(undone, inode.pending[: skipped + 1])] = None
-            seen[apply(undone, [inode.pending[skipped]])] = None
-            seen[apply(undone, inode.pending[:skipped] + inode.pending[skipped + 1 :])] = None
-            for ops in islice(per_op[skipped], limit):
-                seen[apply(undone, inode.pending[:skipped] + ops)] = None
-        for _ in range(limit):
-            mixed: list[Op] = []
-            for index in range(len(inode.pending)):
-                mixed += rng.choice([[], [inode.pending[index]], rng.choice(per_op[index])])
-            seen[apply(undone, mixed)] = None
-    states = list(seen)
-    if undone == done:
-        states.insert(0, undone)
-    return states
-
-
-def _parts(op: Op, base: bytes, rng: Random, limit: int, garbage: bool) -> list[list[Op]]:
-    """The ways in which one operation may be half done, each as a list of smaller ones."""
-    offset, data = op
-    if not data:
-        if garbage and offset % PAGE and offset > 0:  # a file system zeroes the rest of the last block
-            return [[], [op], [_garbled(offset, offset, len(base), rng), op]]
-        return [[], [op]]
-    stop = offset + len(data)
-    first = offset // SECTOR
-    cuts = [at - offset for at in range((first + 1) * SECTOR, stop, SECTOR)]
-    pieces = [(offset + a, data[a:b]) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    parts: list[list[Op]] = [[], [op]]
-    if stop > len(base):
-        parts.append([(-stop, b"")])  # the size, and zeros for data
-        for at in cuts[:8]:
-            parts.append([(-stop, b""), (offset + at, data[at:])])  # a hole, then data
-    for index in range(1, len(pieces)):
-        parts.append(pieces[:index])
-        parts.append(pieces[index:])
-    if len(pieces) > 2:
-        for index in range(len(pieces)):
-            parts.append([pieces[index]])
-            parts.append(pieces[:index] + pieces[index + 1 :])
-        for _ in range(min(limit, 8)):
-            parts.append([piece for piece in pieces if rng.random() < 0.5])
-    tears = {cut for cut in FIELD_CUTS if cut < len(data)}
-    tears.update(len(data) - cut for cut in (1, 4, 5) if cut < len(data))
-    tears.update(rng.randrange(1, len(data)) for _ in range(min(limit, 12)) if len(data) > 1)
-    for cut in tears:
-        at = offset + cut
-        index = at // SECTOR - first
-        start, sector = pieces[index]
-        front, back = (start, sector[: at - start]), (at, sector[at - start :])
-        parts.append([*pieces[:index], front] if front[1] else pieces[:index])  # the usual torn tail
-        parts.append([back, *pieces[index + 1 :]])
-        parts.append([*pieces[:index], back, *pieces[index + 1 :]])
-        if garbage:
-            parts.append([*pieces[:index], _garbled(at, stop, len(base), rng)])
-    return parts
-
-
-def _garbled(at: int, stop: int, size: int, rng: Random) -> Op:
-    """Anything in the whole block around `at`, as far as the file goes."""
-    start = at // PAGE * PAGE
-    return start, rng.randbytes(min(start + PAGE, max(stop, size)) - start)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from support.process import BrokerProcess, until
 
 SEEN = "poll,restart_syscall,pwrite64,fdatasync,fsync,ftruncate"

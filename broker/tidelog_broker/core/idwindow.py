@@ -54,7 +54,7 @@ class IdWindow:
                 turned = True
             if turned:
                 for event_id in ids:
-                    del self.old[event_id]
+                    self.old.pop(event_id, None)
                 self.young.update(ids)
             self._young_events += len(ids)
 

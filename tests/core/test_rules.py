@@ -1,0 +1,318 @@
+"""The pure rules against plain models: pages, the id window, determinism, what is published."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgpack
+import pytest
+from support.golden import region
+from tidelog.batch import read_batch, signature_of
+from tidelog.errors import (
+    AppendTooLarge,
+    DuplicateEventId,
+    InvalidArgument,
+    OutcomeUnknown,
+    WrongExpectedVersion,
+)
+from tidelog_broker.core import pages
+from tidelog_broker.core.appender import Appender, AppendLimits
+from tidelog_broker.core.idwindow import generations
+from tidelog_broker.core.index import Index
+from tidelog_broker.core.pages import Query, cut_page
+from tidelog_broker.core.topics import BODY, Topics
+
+
+class Memory:
+    """A broker's core with the log in memory: one segment, a bytearray."""
+
+    def __init__(self, window: int = 65_536, body_bytes_max: int = 1 << 20) -> None:
+        self.bytes = bytearray(4_096)
+        self.index = Index()
+        limits = AppendLimits(id_window_events=window)
+        self.appender = Appender(self.index, limits, body_bytes_max, self.stored)
+        self.now = 0
+        self.ids = 0
+
+    def stored(self, number: int) -> list[Any]:
+        return [self.batch(at) for at in range(number, self.index.append_stop(number))]
+
+    def batch(self, number: int) -> Any:
+        return read_batch(bytes(self.bytes), self.index.places[number] & ((1 << 40) - 1))
+
+    def events(self, count: int, kind: str = "t") -> bytes:
+        self.ids += count
+        return region(self.ids - count, [kind] * count, [b""] * count, [b"x"] * count)
+
+    def admit(self, *writes: tuple[Any, ...], resend: int | None = None) -> Any:
+        self.now += 1
+        packed = msgpack.packb((3, 1, 0, resend, 0, None, None, writes))
+        return self.appender.admit(msgpack.unpackb(packed, use_list=False), self.now, 0)[0]
+
+    def commit(self) -> None:
+        offset = len(self.bytes) + 64
+        self.bytes += bytes(64) + b"".join(self.appender.parts)
+        self.appender.commit(1, offset)
+
+
+def random_log(seed: int) -> tuple[Memory, list[tuple[int, str, int, str, int]]]:
+    """A log of random appends and its events as (position, stream, version, type, append)."""
+    rnd = random.Random(seed)
+    memory = Memory()
+    model: list[tuple[int, str, int, str, int]] = []
+    versions: dict[str, int] = {}
+    for append in range(60):
+        names = rnd.sample([f"{c}/{n}" for c in "ab" for n in range(3)] + ["plain"], rnd.randint(1, 3))
+        kinds = [rnd.choice("tuv") for _ in names]
+        counts = [rnd.randint(1, 4) for _ in names]
+        memory.admit(*((n, None, memory.events(c, k)) for n, c, k in zip(names, counts, kinds, strict=True)))
+        for name, count, kind in zip(names, counts, kinds, strict=True):
+            for _ in range(count):
+                model.append((len(model), name, versions.get(name, 0), kind, append))
+                versions[name] = versions.get(name, 0) + 1
+        if rnd.random() < 0.4:
+            memory.commit()
+    memory.commit()
+    return memory, model
+
+
+def page_events(memory: Memory, query: Query, page: pages.Page) -> list[tuple[int, str, int]]:
+    """(position, stream, version) of what a page's bytes hold inside its range; checks that they are whole records."""
+    found = []
+    for _, offset, size in page.extents:
+        at = offset
+        while at < offset + size:
+            if memory.bytes[at] == 0x42:
+                batch = read_batch(bytes(memory.bytes), at)
+                assert not isinstance(batch, type(None))
+                for place in range(batch.events):  # type: ignore[union-attr]
+                    row = (batch.first_position + place, batch.stream, batch.first_version + place)  # type: ignore[union-attr]
+                    if page.start <= row[2 if query.scope == pages.STREAM else 0] < page.stop:
+                        found.append(row)
+                at += batch.length  # type: ignore[union-attr]
+            else:
+                at += 64
+        assert at == offset + size
+    return found
+
+
+@pytest.mark.parametrize("page_bytes", [150, 700, 1 << 20])
+@pytest.mark.parametrize("extents", [2, 256])
+@pytest.mark.parametrize("seed", range(3))
+def test_pages_put_together_are_exactly_the_range_and_hold_whole_appends(
+    seed: int, extents: int, page_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_BYTES_MAX", page_bytes)
+    monkeypatch.setattr(pages, "EXTENTS_MAX", extents)
+    memory, model = random_log(seed)
+    rnd = random.Random(seed)
+    append_of = {row[0]: row[4] for row in model}
+    for _ in range(60):
+        scope, name = rnd.choice([(0, ""), (1, "a"), (1, "b"), (1, "none"), (2, "a/1"), (2, "plain")])
+        unit = 2 if scope == 2 else 0
+        start, stop = rnd.choice([None, rnd.randint(0, 160)]), rnd.choice([None, rnd.randint(0, 160)])
+        backwards, kinds = rnd.random() < 0.5, rnd.choice([None, ("t",), ("u", "v")])
+        low, high = start or 0, 1 << 60 if stop is None else stop
+        wanted = [
+            row[:3]
+            for row in model
+            if low <= row[unit] < high
+            and (scope == 0 or (row[1] == name if scope == 2 else row[1].startswith(name + "/")))
+            and (kinds is None or row[3] in kinds)
+        ]
+        got: list[tuple[int, str, int]] = []
+        seen: set[int] = set()
+        for _ in range(500):
+            query = Query(
+                scope=scope, name=name, start=start, stop=stop, limit=None, backwards=backwards,
+                signature=signature_of(kinds) if kinds else 0,
+            )  # fmt: skip
+            page = cut_page(memory.index, query)
+            rows = page_events(memory, query, page)
+            kept = [row for row in rows if kinds is None or model[row[0]][3] in kinds]
+            got = kept + got if backwards else got + kept
+            assert page.start <= page.stop
+            appends = {append_of[row[0]] for row in rows}
+            assert scope == 2 or appends.isdisjoint(seen)
+            seen |= appends
+            if backwards:
+                if page.start <= low or page.start == page.stop:
+                    break
+                assert stop is None or page.start < stop
+                stop = page.start
+            else:
+                if page.stop >= min(high, page.end):
+                    break
+                assert page.stop > (start or 0)
+                start = page.stop
+        assert got == wanted
+
+
+def test_a_limit_keeps_pages_small_and_never_cuts_into_an_append() -> None:
+    memory, _ = random_log(1)
+    for limit in (0, 1, 5):
+        page = cut_page(
+            memory.index, Query(scope=0, name="", start=10, stop=None, limit=limit, backwards=False, signature=0)
+        )
+        assert page.stop - page.start <= limit + 12
+        assert (page.extents == []) == (limit == 0)
+
+
+@pytest.mark.parametrize("window", [1, 7, 50])
+def test_after_a_restart_the_id_window_is_as_if_it_had_never_ended(window: int) -> None:
+    memory = Memory(window)
+    rnd = random.Random(window)
+    for _ in range(200):
+        for _ in range(rnd.randint(1, 3)):
+            memory.admit((f"s/{rnd.randint(0, 5)}", None, memory.events(rnd.randint(1, 9))))
+        memory.commit()
+        begins = [0, *generations(memory.index, window)][-2]
+        again = Appender(memory.index, memory.appender.limits, 1 << 20, memory.stored)
+        again.window.start_at(begins)
+        number = memory.index.number_at(begins)
+        while number < len(memory.index.positions):
+            again.restore_ids(number, memory.stored(number))
+            number = memory.index.append_stop(number)
+        live = memory.appender.window
+        assert (again.window.young, again.window.old, again.window.begins) == (live.young, live.old, live.begins)
+        assert len(live.young) + len(live.old) >= min(window, memory.index.head)
+
+
+def test_a_rollback_leaves_no_trace_in_window_versions_and_positions() -> None:
+    memory = Memory(window=3)
+    memory.admit(("a", False, memory.events(2)))
+    memory.commit()
+    before = dict(memory.appender.window.young)
+    lost = memory.events(4)
+    memory.admit(("a", 1, lost))
+    memory.admit(("b", False, memory.events(1)))
+    memory.appender.rollback()
+    assert memory.appender.window.young == before
+    assert memory.admit(("b", False, memory.events(1)))[4:] == (2, 2, 0, 0)
+    assert memory.admit(("a", 1, lost))[4:] == (3, 6, 2, 5)
+
+
+def test_the_same_requests_with_the_same_times_make_the_same_batches() -> None:
+    one, two = random_log(5)[0], random_log(5)[0]
+    assert one.bytes == two.bytes
+
+
+def test_grouping_does_not_change_a_batch() -> None:
+    apart, together = Memory(), Memory()
+    for memory, every in ((apart, 1), (together, 7)):
+        for number in range(21):
+            memory.admit((f"s/{number % 4}", None, memory.events(1 + number % 3)))
+            if number % every == every - 1:
+                memory.commit()
+    rows = [[memory.batch(n) for n in range(21)] for memory in (apart, together)]
+    assert rows[0] == rows[1]
+
+
+def test_known_ids_are_answered_before_expected_versions_and_other_overlaps_are_refused() -> None:
+    memory = Memory()
+    first, second = memory.events(3), memory.events(1)
+    original = memory.admit(("a", False, first), ("b", None, None), ("c", None, second))
+    for _ in range(2):
+        again = memory.admit(("a", False, first), ("b", None, None), ("c", None, second))
+        assert again[4:] == original[4:]
+        assert again[2] & 1
+        for writes in [
+            [("a", None, first)],
+            [("a", None, first), ("d", None, second)],
+            [("a", None, second), ("c", None, first)],
+            [("a", None, region(0, ["t"] * 3, [b""] * 3, [b"x", b"x", b"y"])), ("c", None, second)],
+            [("e", None, region(2, ["t"] * 2, [b""] * 2, [b"x"] * 2))],
+        ]:
+            with pytest.raises(DuplicateEventId):
+                memory.admit(*writes)
+        if memory.appender.parts:
+            memory.commit()
+
+
+def test_a_resend_from_before_the_window_is_unknown_never_a_second_write() -> None:
+    memory = Memory(window=2)
+    for _ in range(8):
+        memory.admit(("a", None, memory.events(1)))
+        memory.commit()
+    begins = memory.appender.window.begins
+    assert begins > 0
+    with pytest.raises(OutcomeUnknown):
+        memory.admit(("a", None, region(0, ["t"], [b""], [b"x"])), resend=begins - 1)
+    assert memory.admit(("a", None, memory.events(1)), resend=begins)[4] == 8
+
+
+def test_refusals_of_pending_state_share_its_fate_and_others_do_not() -> None:
+    memory = Memory()
+    memory.admit(("a", False, memory.events(1)))
+    with pytest.raises(WrongExpectedVersion) as pending:
+        memory.admit(("a", False, memory.events(1)))
+    with pytest.raises(WrongExpectedVersion) as settled:
+        memory.admit(("b", True, memory.events(1)))
+    assert (pending.value.shares_fate, settled.value.shares_fate) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        (),
+        (("a", None, None),),
+        (("a", None, b""),),
+        (("a", None, b"\x94\xc4\x00\xa1t\xc0\x90"),),
+        (("a", None, b"\x80"),),
+        (("a", None, msgpack.packb([b"i" * 16, "t", None, ["text"]])),),
+        (("a", None, msgpack.packb([b"i" * 15, "t", None, [b""]])),),
+        (("a", None, msgpack.packb([b"i" * 16, ["t", "u"], None, [b""]])),),
+        (("a", None, msgpack.packb([b"i" * 16, "$t", None, [b""]])),),
+        (("a", None, msgpack.packb([b"i" * 16, "", None, [b""]])),),
+        (("a", None, msgpack.packb([b"i" * 16, "t", [1], [b""]])),),
+        (("a", None, msgpack.packb([b"i" * 32, "t", None, [b"", b""]])),),
+        (("a", -1, msgpack.packb([b"i" * 16, "t", None, [b""]])),),
+        (("a", 1.0, msgpack.packb([b"i" * 16, "t", None, [b""]])),),
+        (("a\x00b", None, msgpack.packb([b"i" * 16, "t", None, [b""]])),),
+        (("é" * 128, None, msgpack.packb([b"i" * 16, "t", None, [b""]])),),
+        ((1, None, msgpack.packb([b"i" * 16, "t", None, [b""]])),),
+        (("a", None),),
+        "abc",
+    ],
+)
+def test_a_write_of_a_wrong_shape_is_invalid_and_stages_nothing(writes: Any) -> None:
+    memory = Memory()
+    with pytest.raises(InvalidArgument):
+        memory.appender.admit((3, 1, 0, None, 0, None, None, writes), 1, 0)
+    assert memory.appender.parts == []
+    assert memory.appender.position == 0
+
+
+def test_an_append_that_no_group_can_hold_is_too_large_even_between_others() -> None:
+    memory = Memory(body_bytes_max=2_000)
+    memory.admit(("a", None, memory.events(1)))
+    big = region(1000, ["t"], [b""], [b"x" * 3_000])
+    with pytest.raises(AppendTooLarge):
+        memory.admit(("b", None, big))
+
+
+def test_published_ranges_of_each_topic_join_without_a_gap() -> None:
+    rnd = random.Random(3)
+    memory = Memory()
+    topics = Topics(b"L" * 16)
+    names = [b"A", b"Ca\0", b"Cb\0", b"Sa/1\0", b"Splain\0"]
+    for name in names:
+        topics.note(b"\x01" + name)
+    ends = dict.fromkeys(names, 0)
+    for _ in range(50):
+        for _ in range(rnd.randint(1, 3)):
+            chosen = rnd.sample(["a/1", "a/2", "b/1", "plain"], rnd.randint(1, 3))
+            memory.admit(*((name, None, memory.events(rnd.randint(1, 3))) for name in chosen))
+        appender = memory.appender
+        for topic, body in topics.messages(memory.index, appender.staged, appender.parts, 0):
+            _, since, to, head, _, flags, _ = BODY.unpack_from(body)
+            assert since == ends[topic]
+            assert since < to
+            assert flags == 1
+            assert topic[:1] == b"S" or to <= head
+            ends[topic] = to
+        memory.commit()
+    assert ends[b"A"] == memory.index.head
+    assert ends[b"Ca\0"] == memory.index.categories["a"].end
+    assert ends[b"Sa/1\0"] == memory.index.streams["a/1"].next_version

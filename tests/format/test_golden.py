@@ -1,0 +1,52 @@
+"""The frozen bytes of format 1: readers read them for ever, the writer goes on making them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.golden import SETTINGS, counting_random, replayed, write_golden_log
+from tidelog_broker.disk import RealDisk
+from tidelog_broker.store import Store
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "v1"
+EXPECTED = ROOT / "tests" / "golden" / "v1.jsonl"
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The golden log, to be opened without touching it."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "log"))
+
+
+def test_the_independent_reader_reads_the_golden_log() -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "read_log.py"), str(GOLDEN), "--json"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert [json.loads(line) for line in run.stdout.splitlines()] == [
+        json.loads(line) for line in EXPECTED.read_text().splitlines()
+    ]
+
+
+def test_the_broker_opens_the_golden_log(copied: Path) -> None:
+    store = Store(RealDisk(copied), SETTINGS, counting_random())
+    rows = [json.loads(line) for line in EXPECTED.read_text().splitlines()]
+    assert store.index.head == len(rows)
+    last = {row["stream"]: row["version"] + 1 for row in rows}
+    assert replayed(store.index) == sorted(last.items())
+    batches = [batch for number in range(len(store.index.positions)) for batch in [store.batch(number)]]
+    assert [(batch.stream, batch.first_version, batch.first_position) for batch in batches] == [
+        (row["stream"], row["version"], row["position"]) for row in rows if row["position"] in store.index.positions
+    ]
+
+
+def test_the_writer_still_makes_the_golden_bytes(tmp_path: Path) -> None:
+    write_golden_log(RealDisk(tmp_path))
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert made == {path.name: path.read_bytes() for path in GOLDEN.iterdir()}

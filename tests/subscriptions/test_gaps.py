@@ -1,0 +1,360 @@
+"""Publishing is only a hint: whatever is lost on the way, by loss, overflow or slowness, is read."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from subscriptions.helpers import Follower, Forwarder, Message, Worker, Writer, fill, small
+from support.process import BrokerProcess, until
+from tidelog import CaughtUp, Client, Event, Lagged, Write
+
+Follow = Callable[..., Follower]
+SCOPES = [{}, {"category": "c"}, {"stream": "c/1"}]
+SCOPE_NAMES = ["everything", "category", "stream"]
+SLOW_BEAT = ("--heartbeat-ms", "20000")
+PROMPT = 5.0
+
+
+class Loss:
+    """A choice for Forwarder: loses what is not a heartbeat while `on`."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.lost = 0
+
+    def __call__(self, topic: bytes, body: bytes) -> Iterable[Message]:
+        if self.on and topic != b"H":
+            self.lost += 1
+            return ()
+        return ((topic, body),)
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
+def test_the_last_message_before_a_silence_is_lost_noticed_by_the_heartbeat_and_read(
+    start_broker: Callable[..., BrokerProcess],
+    forwarder: Callable[..., Forwarder],
+    follow: Follow,
+    scope: dict[str, str],
+) -> None:
+    """T-53: within its interval, and the random part of another that spreads the reads."""
+    broker, loss = start_broker("--heartbeat-ms", "1000"), Loss()
+    forwarder(broker, loss)
+    with Client(broker.endpoint) as client:
+        follower = follow(client, **scope)
+        client.append("c/1", small(2))
+        assert follower.wait(2)
+        time.sleep(0.05)
+        client.append("c/1", small(2))
+        assert follower.wait(4)
+        for round_ in range(2):
+            have = len(follower.events)
+            loss.on = True
+            client.append("c/1", small(3))
+            begun = time.monotonic()
+            assert until(lambda r=round_: loss.lost > r), "the message was to be lost"
+            assert follower.wait(have + 3)
+            assert time.monotonic() - begun < 2.5
+            loss.on = False
+            client.append("c/1", small(1))
+            assert follower.wait(have + 4)
+        assert follower.versions == list(range(len(follower.events)))
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
+def test_a_hole_is_read_when_the_next_message_shows_it_without_waiting_for_a_heartbeat(
+    start_broker: Callable[..., BrokerProcess],
+    forwarder: Callable[..., Forwarder],
+    follow: Follow,
+    scope: dict[str, str],
+) -> None:
+    """T-53: heartbeats every 20 s; message 2 of 3 is lost."""
+    broker, loss = start_broker(*SLOW_BEAT), Loss()
+    forwarder(broker, loss)
+    with Client(broker.endpoint) as client:
+        follower = follow(client, **scope)
+        client.append("c/1", small(1))
+        assert follower.wait(1, PROMPT)
+        client.append("c/1", small(1))
+        assert follower.wait(2, PROMPT)
+        loss.on = True
+        client.append("c/1", small(4))
+        assert until(lambda: loss.lost == 1)
+        loss.on = False
+        client.append("c/1", small(1))
+        assert follower.wait(7, PROMPT)
+        assert follower.versions == list(range(7))
+
+
+@pytest.mark.parametrize("on_lag", ["follow", "raise"])
+def test_loss_is_lag_only_for_who_asks_and_tells_the_next_position(
+    start_broker: Callable[..., BrokerProcess], forwarder: Callable[..., Forwarder], follow: Follow, on_lag: str
+) -> None:
+    """T-33: `on_lag="raise"`: neither history, hand-over nor messages over 64 KiB are a lag; a lost message is."""
+    broker, loss = start_broker("--heartbeat-ms", "200"), Loss()
+    forwarder(broker, loss)
+    with Client(broker.endpoint) as client:
+        client.append("c/1", small(100))
+        follower = follow(client, stream="c/1", on_lag=on_lag)
+        for number in range(20):
+            client.append("c/1", Event("t", b"x" * (60_000 if number % 3 else 1)))
+            client.append("c/1", [Event("t", b"x" * 40_000), Event("t", b"x" * 40_000)])
+        assert follower.wait(160)
+        time.sleep(0.5)  # heartbeats
+        client.append("c/1", small(1))
+        assert follower.wait(161)
+        loss.on = True
+        client.append("c/1", small(1))
+        assert until(lambda: loss.lost == 1)
+        if on_lag == "follow":
+            assert follower.wait(162)
+        else:
+            assert until(lambda: follower.error is not None)
+            assert isinstance(follower.error, Lagged)
+            assert follower.error.position == follower.subscription.position == 161
+            assert len(follower.events) == 161
+            with pytest.raises(Lagged):
+                next(follower.subscription)
+        assert follower.versions == list(range(len(follower.events)))
+
+
+@pytest.mark.parametrize("scope", [*SCOPES, {"types": ["a"]}], ids=[*SCOPE_NAMES, "types"])
+def test_messages_lost_doubled_and_late_at_random_cost_nothing(
+    start_broker: Callable[..., BrokerProcess], forwarder: Callable[..., Forwarder], follow: Follow, scope: Any
+) -> None:
+    """T-53: also heartbeats, and runs of loss that are longer than the silence that a subscriber bears."""
+    seed = random.Random(f"{scope}")
+    held: list[Message] = []
+    dark = False
+
+    def choose(topic: bytes, body: bytes) -> Iterable[Message]:
+        nonlocal held
+        dice = seed.random()
+        if dark or dice < 0.25:
+            return ()
+        if dice < 0.35:
+            held.append((topic, body))
+            return ()
+        if dice < 0.45:
+            return ((topic, body), (topic, body))
+        if dice < 0.55:
+            late, held = held, []
+            return ((topic, body), *late)
+        return ((topic, body),)
+
+    broker = start_broker("--heartbeat-ms", "100")
+    forwarder(broker, choose)
+    with Client(broker.endpoint) as client:
+        follower = follow(client, **scope)
+        for number in range(400):
+            client.append(f"c/{number % 3}", [Event("ab"[number % 2]), *small(number % 4, "b")])
+            if number % 100 == 50:
+                dark = True
+                time.sleep(0.5)
+                dark = False
+            elif number % 5 == 0:
+                time.sleep(0.004)
+        expected = [
+            event
+            for event in client.read_all()
+            if event.stream == scope.get("stream", event.stream) and event.type in scope.get("types", "ab")
+        ]
+        assert follower.wait(len(expected))
+        assert follower.events == expected
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
+def test_appends_over_64_kib_come_promptly_though_their_messages_carry_only_the_range(
+    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, str]
+) -> None:
+    """§10: heartbeats every 20 s; 64 KiB less a little, just over, one page, several pages, among small ones."""
+    broker = start_broker(*SLOW_BEAT)
+    with Client(broker.endpoint, timeout=20.0) as client:
+        follower = follow(client, **scope)
+        client.append("c/1", Event("t"))
+        assert follower.wait(1, PROMPT)
+        have = 1
+        for sizes in ([65_000], [32_000] * 2, [33_000] * 2, [1], [60_000] * 17, [1], [60_000] * 130, [1], [1]):
+            client.append("c/1", [Event("t", b"x" * size) for size in sizes])
+            have += len(sizes)
+            assert follower.wait(have, PROMPT), sizes
+        assert follower.versions == list(range(have))
+        assert follower.events == list(client.read_all())
+
+
+# Slow and stopped subscribers
+
+
+@pytest.mark.parametrize("scope", [{}, {"stream": "c/1"}], ids=["everything", "stream"])
+def test_a_stopped_subscriber_goes_on_by_itself_without_loss(
+    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, str]
+) -> None:
+    """T-33: SIGSTOP while more than ten times what queues and socket buffers hold is written; twice."""
+    broker = start_broker("--queue-messages-max", "16")
+    with Client(broker.endpoint) as client:
+        client.append("c/1", small(3))
+        subscriber = worker("follow", broker.endpoint, until=2_004, **scope)
+        assert subscriber.saw("caught-up")
+        for _ in range(2):
+            time.sleep(0.1)  # live by now; nothing depends on it
+            subscriber.signal(signal.SIGSTOP)
+            for _ in range(1_000):
+                client.append("c/1", Event("t", b"x" * 8_000))
+            subscriber.signal(signal.SIGCONT)
+        client.append("c/1", Event("t"))
+        assert subscriber.wait(20) == 0, subscriber.stderr()
+        assert subscriber.lines()[1:] == ["done 2004", "closed"]
+
+
+@pytest.mark.parametrize("scope", [{}, {"stream": "c/1"}], ids=["everything", "stream"])
+def test_a_stopped_subscriber_that_wants_to_know_gets_lagged_with_its_next_position(
+    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, str]
+) -> None:
+    """T-33: and whoever subscribes from there misses nothing."""
+    broker = start_broker("--queue-messages-max", "16")
+    with Client(broker.endpoint) as client:
+        client.append("c/1", small(3))
+        subscriber = worker("follow", broker.endpoint, until=10**6, on_lag="raise", **scope)
+        assert subscriber.saw("caught-up")
+        time.sleep(0.7)  # more than a heartbeat, so that it is live
+        subscriber.signal(signal.SIGSTOP)
+        for _ in range(1_000):
+            client.append("c/1", Event("t", b"x" * 8_000))
+        subscriber.signal(signal.SIGCONT)
+        assert subscriber.saw("lagged", 10.0), (subscriber.lines(), subscriber.stderr())
+        _, told, position, expected = subscriber.lines()[1].split()
+        assert told == position == expected
+        assert 3 <= int(told) < 1_003
+        with client.subscribe(start=int(told), **scope) as again:
+            assert [next(again).position for _ in range(1_003 - int(told))] == list(range(int(told), 1_003))
+
+
+def test_a_stopped_subscriber_delays_nobody(
+    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], follow: Follow
+) -> None:
+    """T-33, T-56: its neighbour gets everything at once, and the writer's appends do not wait."""
+    broker = start_broker(*SLOW_BEAT)
+    with Client(broker.endpoint) as client:
+        subscriber = worker("follow", broker.endpoint, until=3_000)
+        neighbour = follow(client)
+        assert subscriber.saw("caught-up")
+        subscriber.signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        for number in range(3_000):
+            client.append("c/1", Event("t", b"x" * 2_000))
+            if number % 500 == 0:
+                assert neighbour.wait(number + 1, PROMPT)
+        assert neighbour.wait(3_000, PROMPT)
+        assert time.monotonic() - begun < 20
+        subscriber.signal(signal.SIGCONT)
+        # The last message may be among those that overflowed; with this heartbeat only another one tells.
+        client.append("c/1", Event("t"))
+        assert subscriber.saw("done", 10.0)
+        assert subscriber.lines()[1] == "done 3000"
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
+def test_a_slow_consumer_gets_everything_once_though_its_buffers_overflow(
+    client: Client, follow: Follow, scope: dict[str, str]
+) -> None:
+    """T-33: it stops for seconds while three times what the buffers hold is published; then it dawdles."""
+    gate = threading.Event()
+    calls = 0
+
+    def pause() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            gate.wait(30)
+        if calls % 500 == 0:
+            time.sleep(0.02)
+
+    follower = follow(client, pause, **scope)
+    client.append("c/1", Event("t"))
+    client.append("c/1", Event("t"))
+    assert follower.wait(2)
+    for _ in range(6):
+        fill(client, "c/1", 1_000, b"x" * 300)
+        client.append("d/1", Event("t"))
+    gate.set()
+    expected = [event for event in client.read_all() if not scope or event.stream == "c/1"]
+    assert follower.wait(len(expected))
+    fill(client, "c/1", 100)
+    assert follower.wait(len(expected) + 100)
+    assert follower.versions[-100:] == list(range(6_002, 6_102))
+    assert follower.events[: len(expected)] == expected
+
+
+def test_a_slow_consumer_under_a_steady_writer_never_loses_or_doubles(
+    broker: BrokerProcess, client: Client, follow: Follow
+) -> None:
+    """T-33: the consumer falls behind again and again, while appends of several sizes go on."""
+    writer = Writer(broker.endpoint, ["c/1", "c/2", "d/1"], 0.0005, 5)
+    dice = random.Random(1)
+    slow = [
+        follow(client, lambda: time.sleep(0.05) if dice.random() < 0.02 else None, **scope, start=0)
+        for scope in SCOPES
+    ]
+    writer.start()
+    time.sleep(3)
+    writer.end()
+    for follower, scope in zip(slow, SCOPES, strict=True):
+        expected = [
+            event
+            for event in client.read_all()
+            if event.stream.startswith(scope.get("category", "")) and event.stream == scope.get("stream", event.stream)
+        ]
+        assert follower.wait(len(expected), 30)
+        assert follower.events == expected
+
+
+# Appends are whole
+
+
+@pytest.mark.parametrize("way", ["live", "refill", "history"])
+@pytest.mark.parametrize("size", [5, 400, 4_000])
+def test_whoever_has_an_appends_first_event_has_them_all_without_the_broker(
+    broker: BrokerProcess, client: Client, way: str, size: int
+) -> None:
+    """T-36: at the first event the broker is stopped; the rest, over three streams, must be there already."""
+    writes = [Write(f"c/{number}", [Event("t", b"x" * 100)] * 1 + small(size)) for number in range(3)]
+    if size == 4_000:
+        writes = [Write("c/1", small(4_000))]
+    expected = sum(len(list(write.events)) for write in writes)
+    client.append("c/9", small(3))
+    if way == "history":
+        client.append("c/9", small(2_000))
+        client.append_many(writes)
+    received: list[Any] = []
+    with client.subscribe(category="c", markers=True, checkpoint_events=10**6, checkpoint_idle=3600.0) as sub:
+        timer = threading.Timer(10, sub.stop)
+        timer.start()
+        if way != "history":
+            while not isinstance(next(sub), CaughtUp):
+                pass
+            client.append("c/9", small(1))
+            next(sub)
+            if way == "refill":
+                # The subscriber takes nothing meanwhile, and its buffers overflow: the append comes by a read.
+                fill(client, "c/9", 3_000)
+            client.append_many(writes)
+        for event in sub:
+            if event.stream != "c/9":
+                broker.signal(signal.SIGSTOP)
+                received.append(event)
+                break
+        begun = time.monotonic()
+        try:
+            while len(received) < expected:
+                received.append(next(sub))
+        finally:
+            broker.signal(signal.SIGCONT)
+            timer.cancel()
+        assert time.monotonic() - begun < 5
+    first = received[0].position
+    assert [event.position for event in received] == list(range(first, first + expected))
