@@ -276,13 +276,13 @@ def append(
     metadata or metadata_b64; id. What `tidelog read --json` prints can be read.
     """
     if type is None:
-        if stream != "-" or metadata or event_id or expected:
+        if stream != "-" or metadata or event_id is not None or expected is not None:
             raise click.UsageError("append needs STREAM TYPE [PAYLOAD], or only - and JSON lines on standard input")
         return append_lines(client, as_json)
     from tidelog import Event
 
     event = Event(type, os.fsencode(payload), os.fsencode(metadata), parse_id(event_id))
-    appended = client.append(stream, event, parse_expected(expected or "any"))
+    appended = client.append(stream, event, parse_expected("any" if expected is None else expected))
     put(text.appended_json(stream, appended) if as_json else text.appended_line(stream, appended))
     return 0
 

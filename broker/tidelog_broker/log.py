@@ -17,6 +17,7 @@ from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
 from tidelog.limits import GROUP_BYTES_MAX
 
 from .core.format import (
+    BLOCK,
     GROUP_HEADER_BYTES,
     NO_TAG,
     SEGMENT_HEADER_BYTES,
@@ -54,6 +55,15 @@ class LogSettings:
     mark_bytes: int = 64 << 20
     strict: bool = False
     accept_missing_mark: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that a reader of the format would refuse."""
+        if self.align < 1 or self.align > BLOCK or self.align & (self.align - 1):
+            raise ValueError(f"align: {self.align} is not a power of two up to {BLOCK}")
+        if not GROUP_HEADER_BYTES < self.group_bytes_max <= GROUP_BYTES_MAX:
+            raise ValueError(f"group_bytes_max: {self.group_bytes_max} is not up to {GROUP_BYTES_MAX}")
+        if not 0 < self.zero_step <= ZERO_STEP_MAX:
+            raise ValueError(f"zero_step: {self.zero_step} is not from 1 to {ZERO_STEP_MAX}")
 
 
 @dataclass(slots=True)

@@ -206,9 +206,9 @@ class Server:
             if sent >= ANSWER_BYTES_MAX:
                 break
 
-    def _send_answer(self, peer: Peer, reply: Request, extents: list[Extent]) -> int:
-        """Send one reply with its stored bytes; returns how many."""
-        if not extents and reply[1] != 0:
+    def _send_answer(self, peer: Peer, reply: Request, extents: list[Extent] | None) -> int:
+        """Send one reply, with stored bytes in a frame of their own if it brings any; returns how many."""
+        if extents is None:
             self.broker.say(peer, reply)
             return 0
         try:
@@ -217,10 +217,7 @@ class Server:
             self.broker.say(peer, (reply[0], error.code, error.text, error.facts))
             return 0
         stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if stored or _brings_bytes(reply):
-            self._send(peer, [reply], stored)
-        else:
-            self.broker.say(peer, reply)
+        self._send(peer, [reply], stored)
         return len(stored)
 
     # -- time
@@ -336,7 +333,3 @@ class Server:
             "uptime_seconds": (time.monotonic_ns() - self._started_ns) // 1_000_000_000,
         }
 
-
-def _brings_bytes(reply: Request) -> bool:
-    """A READ's reply always has its frame of stored bytes, even an empty one: [id, 0, from, to, end, head]."""
-    return len(reply) == 6 and reply[1] == 0 and all(type(part) is int for part in reply)

@@ -33,7 +33,17 @@ from .limits import STREAM_BYTES_MAX
 from .link import Wakeup
 from .messages import CaughtUp, Checkpoint, Recorded
 from .reading import Pages
-from .wire import BYTES_FOLLOW, EVERYTHING, PUBLISHED, STREAM, bound, choose_endpoints, decode_page, read_published, topic
+from .wire import (
+    BYTES_FOLLOW,
+    EVERYTHING,
+    PUBLISHED,
+    STREAM,
+    bound,
+    choose_endpoints,
+    decode_page,
+    read_published,
+    topic,
+)
 
 if TYPE_CHECKING:
     from .blocking import Client, Pager

@@ -94,7 +94,12 @@ def read_hello(reply: tuple[Any, ...]) -> Hello:
             protocol, log_id, boot_id, generation, head, first, Limits(*limits[:6]), rows, heartbeat_ms, version
         )
         numbers = (generation, head, first, heartbeat_ms, *hello.limits)
-        fits = protocol == PROTOCOL and len(log_id) == len(boot_id) == 16 and all(type(n) is int for n in numbers)
+        fits = (
+            protocol == PROTOCOL
+            and len(limits) >= 6
+            and len(log_id) == len(boot_id) == 16
+            and all(type(n) is int for n in numbers)
+        )
     except (ValueError, TypeError, IndexError) as error:
         raise ProtocolMismatch(f"the answer to HELLO can't be read: {error}") from None
     if not fits:

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -89,7 +91,7 @@ def test_threads_share_a_client_and_each_keeps_its_order(broker: BrokerProcess) 
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(sum(places, [])) == list(range(600))
+        assert sorted(chain(*places)) == list(range(600))
         assert all(mine == sorted(mine) for mine in places)
 
 
@@ -128,7 +130,7 @@ def test_append_many_answers_each_write(broker: BrokerProcess) -> None:
             [Write("b", [Event("t"), Event("t")]), Write("a", [], 0), Write("c", Event("t"))]
         )
         assert (first.first_position, first.last_position) == (1, 2)
-        assert (second.first_position, second.last_version) == (None, None)
+        assert second[:4] == (None, None, None, None)
         assert third.first_position == 3
         assert client.wait_durable(third) == 4
 
@@ -281,7 +283,7 @@ def test_position_moves_over_filtered_events(broker: BrokerProcess) -> None:
 
 def test_slow_subscriber_follows_by_reading_or_is_told(broker: BrokerProcess) -> None:
     with Client(broker.endpoint, timeout=60) as client:
-        follower, strict = client.subscribe(start="end"), client.subscribe(start="end", on_lag="raise")
+        follower, strict = client.subscribe(start="end"), client.subscribe("s", start="end", on_lag="raise")
         client.append("s", Event("t"))
         assert next(follower).position == next(strict).position == 0
         client.append("s", Event("t"))
@@ -291,8 +293,7 @@ def test_slow_subscriber_follows_by_reading_or_is_told(broker: BrokerProcess) ->
                 call.result()
         assert [next(follower).position for _ in range(8_000)] == list(range(2, 8_002))
         with pytest.raises(Lagged) as lagged:
-            for _ in range(8_000):
-                next(strict)
+            deque(strict, 0)
         assert lagged.value.position == strict.position
 
 

@@ -172,14 +172,14 @@ class Broker:
 
     # -- everything but appends
 
-    def answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent]] | None:
-        """(reply, the stored bytes that go with it), or None when the request waits for a position."""
+    def answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent] | None] | None:
+        """(reply, where the stored bytes lie that go with it, or None), or None when the request waits for a position."""
         try:
             return self._answer(peer, request, now_ns)
         except TidelogError as error:
-            return _refusal(request[1], error), []
+            return _refusal(request[1], error), None
 
-    def _answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent]] | None:
+    def _answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent] | None] | None:
         kind, request_id = request[:2]
         index = self.index
         if kind == wire.READ:
@@ -189,12 +189,12 @@ class Broker:
             page = cut_page(index, query)
             return (request_id, 0, page.start, page.stop, page.end, index.head), page.extents
         if kind == wire.PING:
-            return (request_id, 0, index.head), []
+            return (request_id, 0, index.head), None
         if kind == wire.HEAD:
             deadline, wait_for = wire.parts(request, 2)
             if self._waits(peer, request, deadline, wait_for, now_ns):
                 return None
-            return (request_id, 0, index.head, index.first_position), []
+            return (request_id, 0, index.head, index.first_position), None
         if kind == wire.STREAM_INFO:
             deadline, name, wait_for = wire.parts(request, 3)
             if self._waits(peer, request, deadline, wait_for, now_ns):
@@ -202,23 +202,23 @@ class Broker:
             stream = index.streams.get(wire.text(name, "stream"))
             if stream is None:
                 raise StreamNotFound(f"there is no stream {name!r}", name)
-            return (request_id, 0, stream.first_version, *self._ends(stream), len(stream.batches)), []
+            return (request_id, 0, stream.first_version, *self._ends(stream), len(stream.batches)), None
         if kind == wire.LIST_STREAMS:
-            return (request_id, 0, *self._list(request)), []
+            return (request_id, 0, *self._list(request)), None
         if kind == wire.POSITION_AT:
             _, when = wire.parts(request, 2)
-            return (request_id, 0, self._position_at(wire.integer(when, "time"))), []
+            return (request_id, 0, self._position_at(wire.integer(when, "time"))), None
         if kind == wire.INFO:
-            return (request_id, 0, self._info()), []
+            return (request_id, 0, self._info()), None
         if kind == wire.WAIT_DURABLE:
             _, boot_id, generation, position = wire.parts(request, 4)
             wire.integer(position, "position")
             if boot_id != self.identity.boot_id or generation != self.generation or position >= index.head:
                 raise OutcomeUnknown("the append was accepted by another boot or generation of the broker")
-            return (request_id, 0, index.head), []
+            return (request_id, 0, index.head), None
         if kind == wire.HEALTH:
             reason = "stopping" if self.stopping else ""
-            return (request_id, 0, True, not self.stopping, reason, index.head, 0), []
+            return (request_id, 0, True, not self.stopping, reason, index.head, 0), None
         raise InvalidArgument(f"requests of kind {kind} are not built in this version")
 
     def _ends(self, stream: Stream) -> tuple[int, int, bool]:
