@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
-from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from tidelog import Client, Recorded
 
-EXIT_FAILED, EXIT_USAGE, EXIT_CORRUPT, EXIT_UNREACHABLE, EXIT_UNSAFE = 1, 64, 65, 69, 78
+EXIT_FAILED, EXIT_USAGE, EXIT_CORRUPT, EXIT_UNREACHABLE, EXIT_IO, EXIT_UNSAFE = 1, 64, 65, 69, 74, 78
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
@@ -46,42 +45,46 @@ class Refused(Exception):
 
 
 class Main(click.Group):
-    """The group of all commands; `__call__` never returns."""
+    """The group of all commands. Calling it runs the command line and ends the process."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of this file."""
         return list(self.commands)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        kwargs["standalone_mode"] = False
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            code = self._run(*args, **kwargs)
+            code = self._run(sys.argv[1:])
             sys.stdout.flush()
         except BrokenPipeError:
             # Whoever read our output has gone; the interpreter's own flush at exit must not complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = EXIT_BROKEN_PIPE
-        except (KeyboardInterrupt, click.Abort):
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = _say(f"input or output failed: {error.strerror}", EXIT_IO)
+        except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         sys.exit(code)
 
-    def _run(self, *args: Any, **kwargs: Any) -> int:
+    def _run(self, arguments: list[str]) -> int:
+        """Not `click.Command.main`, which answers interrupts and broken pipes in its own way."""
         from tidelog.errors import TidelogError
 
         try:
-            result = self.main(*args, **kwargs)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message(), err=True)
-            return EXIT_USAGE
+            with self.make_context("tidelog", arguments) as context:
+                result = self.invoke(context)
+        except click.exceptions.Exit as end:
+            return end.exit_code
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "tidelog"
             return _say(f"{error.format_message()} (see `{path} --help`)", EXIT_USAGE)
-        except click.ClickException as error:
-            return _say(error.format_message(), EXIT_FAILED)
         except (WrongSetting, WrongEndpoint) as error:
             return _say(str(error), EXIT_USAGE)
+        except UnicodeEncodeError as error:
+            return _say(f"an argument is not UTF-8: {error.object}", EXIT_USAGE)
         except UnsafeEndpoint as error:
             return _say(str(error), EXIT_UNSAFE)
         except Refused as error:
@@ -175,7 +178,9 @@ def put_events(events: Iterable[Recorded], as_json: bool, live: bool = False) ->
             sys.stdout.flush()
 
 
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=Main, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 def main() -> None:
     """Tidelog, a durable event log for many processes. `tidelog serve --data DIR` starts a broker."""
 
@@ -439,9 +444,12 @@ def health(client: Client, as_json: bool) -> int:
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench(arguments: tuple[str, ...]) -> int:
+def bench(arguments: tuple[str, ...]) -> None:
     """Measure this machine: [WORKLOADS…] [--repeat N] [--quick] [--json]."""
-    return import_module("tidelog_broker.bench").main(list(arguments)) or 0
+    from .bench import command
+
+    with command.make_context("tidelog bench", list(arguments)) as context:
+        command.invoke(context)
 
 
 @main.command()

@@ -110,7 +110,7 @@ def load_config(
     addresses: Any = bind or tuple(filter(None, environment.get("TIDELOG_BIND", "").split(","))) or rows.get("bind", ())
     if isinstance(addresses, str):
         addresses = (addresses,)
-    if not all(isinstance(address, str) for address in addresses):
+    if not isinstance(addresses, list | tuple) or not all(isinstance(address, str) for address in addresses):
         raise WrongSetting("bind: an endpoint or a list of endpoints")
     numbers = {}
     for setting in NUMBERS:
@@ -135,7 +135,7 @@ def _read_file(path: str | None) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise WrongSetting(f"config: {path}: {os.strerror(error.errno or 0)}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongSetting(f"config: {path}: {error}") from None
 
 

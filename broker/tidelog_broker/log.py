@@ -293,8 +293,8 @@ class Log:
 
     @property
     def body_bytes_max(self) -> int:
-        """The largest body that one group may have here."""
-        return self._header.group_bytes_max - GROUP_HEADER_BYTES
+        """The largest body that one group may have, in the open segment and in those that follow it."""
+        return min(self._header.group_bytes_max, self.settings.group_bytes_max) - GROUP_HEADER_BYTES
 
     def commit(self, parts: list[bytes], batches: int, next_position: int) -> Place:
         """Write one group (batches without gaps, in `parts`) and sync it; durable when this returns.

@@ -8,7 +8,6 @@ and one more read closes the hand-over. Whatever is missed later shows as a hole
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from math import ceil, inf
 from random import random
@@ -87,8 +86,9 @@ class Subscription:
         self._follow = Follow(0)
         self._from_first = start is None
         self._page: Iterator[Recorded] = iter(())
-        self._said: deque[CaughtUp | Checkpoint] = deque()
+        self._said: CaughtUp | Checkpoint | None = None
         self._caught_up = False
+        self._given = False
         self._since_checkpoint = 0
         self._checkpoint_at = inf
         self._pager: Pager | None = None
@@ -163,12 +163,17 @@ class Subscription:
         while True:
             if self._stopped:
                 raise StopIteration
-            if self._said:
-                return self._said.popleft()
+            if self._given:
+                self._count()
+            if self._said is not None:
+                marker, self._said = self._said, None
+                return marker
             for event in self._page:
+                # No call from here to the return: an interrupt would come behind it, and the event would be lost.
                 self._position = event[self._place] + 1
                 if self._caught_up and self._markers:
-                    self._count()
+                    self._since_checkpoint += 1
+                    self._given = True
                 return event
             self._position = max(self._position, self._follow.next)
             with self._busy:
@@ -189,13 +194,11 @@ class Subscription:
             else:
                 self._wait(self._retry_at, now)
             return
-        if not self._caught_up:
-            self._caught_up = True
-            self._checkpoint_at = now + self._checkpoint_idle
-            if self._markers:
-                self._said.append(CaughtUp(self._follow.next))
-        elif now >= self._follow.read_at:
+        if now >= self._follow.read_at:
             self._start_reading()
+        elif not self._caught_up:
+            marker = CaughtUp(self._follow.next) if self._markers else None
+            self._said, self._caught_up, self._checkpoint_at = marker, True, now + self._checkpoint_idle
         elif self._sub is None:
             self._open(now)
         else:
@@ -212,16 +215,16 @@ class Subscription:
                 self._checkpoint(now)
 
     def _count(self) -> None:
-        self._since_checkpoint += 1
+        """The event given last has been dealt with: a Checkpoint may be due, and the idle time begins anew."""
         now = monotonic()
         self._checkpoint_at = now + self._checkpoint_idle
         if self._since_checkpoint >= self._checkpoint_events:
             self._checkpoint(now)
+        self._given = False
 
     def _checkpoint(self, now: float) -> None:
-        self._since_checkpoint = 0
-        self._checkpoint_at = now + self._checkpoint_idle
-        self._said.append(Checkpoint(self._position))
+        marker = Checkpoint(self._position)
+        self._said, self._since_checkpoint, self._checkpoint_at = marker, 0, now + self._checkpoint_idle
 
     # Reading
 
@@ -230,9 +233,9 @@ class Subscription:
 
         start = None if self._from_first else self._follow.next
         pages = Pages(self._scope, self._name, start, types=self._types)
-        self._follow.read_at = inf
         self._reading_for = self._follow.beat_head
         self._pager = Pager(self._client, pages)
+        self._follow.read_at = inf  # last, so that an interrupt leaves it due
 
     def _try_page(self, now: float) -> None:
         """Read a page; a broker that does not answer is asked again and again."""
@@ -252,13 +255,21 @@ class Subscription:
         pager = self._pager
         assert pager is not None
         follow = self._follow
+        pages = pager.pages
         try:
             events = pager.next()
+            if events is not None:
+                if self._raise_on_lag and follow.live and any(event[0] < self._reading_for for event in events):
+                    self._lagged()
+                fresh, behind = iter(events), max(follow.next, pages.covers_to)
+                # Plain stores, so that an interrupt finds the page either taken or not.
+                self._page, follow.next, self._from_first = fresh, behind, False
         except StreamNotFound:
             # No such stream as of a head that is at least the heartbeat's which asked for this read.
             self._pager = None
             follow.read(follow.next, follow.next, max(follow.covered, self._reading_for))
             self._from_first = False
+            self._check_endpoint()
             return
         except TidelogError as error:
             if error.retryable and pager.failed:
@@ -271,15 +282,7 @@ class Subscription:
         self._retries, self._retry_at = 0, 0.0
         if events is None:
             self._pager = None
-            return
-        if self._raise_on_lag and follow.live and any(event[0] < self._reading_for for event in events):
-            self._lagged()
-        pages = pager.pages
-        fresh = iter(events)
-        self._from_first = False
-        # One statement of plain stores, so that an interrupt finds the page either taken or not.
-        self._page, follow.next = fresh, max(follow.next, pages.covers_to)
-        if follow.read(pages.covers_to, pages.end, pages.head):
+        elif follow.read(pages.covers_to, pages.end, pages.head):
             self._pager = None
             pager.close()
             self._check_endpoint()

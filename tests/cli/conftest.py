@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from support.command import Run
+from support.command import COMMAND, Run
 from support.process import BrokerProcess
-
-COMMAND = [sys.executable, "-m", "tidelog_broker"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -76,7 +73,10 @@ def popen(shared: BrokerProcess) -> Iterator[Callable[..., subprocess.Popen[byte
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @pytest.fixture

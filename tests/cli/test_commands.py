@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from uuid import uuid4
 
 import pytest
-from support.command import Run, refusal, rows
+from support.command import COMMAND, Run, refusal, rows
 from support.process import BrokerProcess
 
 
@@ -147,6 +148,8 @@ def test_a_broker_that_is_not_there_is_exit_69_and_a_line_that_helps(run: Run, c
         (("nothing",), "nothing"),
         (("head", "--wrong"), "--wrong"),
         (("serve", "--wrong"), "--wrong"),
+        (("bench", "--wrong"), "--wrong"),
+        (("read", "--type", "\udcff"), "UTF-8"),
         (("read", "--start", "x"), "--start"),
         (("read", "--start", "-1"), "--start"),
         (("read", "--limit", "9223372036854775808"), "--limit"),
@@ -166,6 +169,12 @@ def test_a_broker_that_is_not_there_is_exit_69_and_a_line_that_helps(run: Run, c
 )
 def test_wrong_usage_is_exit_64_and_names_what_is_wrong(tidelog: Run, arguments: tuple[str, ...], name: str) -> None:
     assert name in refusal(tidelog(*arguments), 64)
+
+
+def test_output_that_can_t_be_written_is_exit_74() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (74, "tidelog: input or output failed: No space left on device\n")
 
 
 def test_nothing_that_others_wrote_reaches_the_terminal_as_a_control_character(tidelog: Run, category: str) -> None:

@@ -15,7 +15,7 @@ def new_broker(folder: Path) -> Iterator[Callable[..., BrokerProcess]]:
     made: list[BrokerProcess] = []
 
     def make(**settings: object) -> BrokerProcess:
-        place = folder / str(len(made))
+        place = folder / f"new{len(made)}"
         place.mkdir()
         environment = {f"TIDELOG_{name.upper()}": str(value) for name, value in settings.items()}
         made.append(BrokerProcess(place, environment=environment))

@@ -52,9 +52,7 @@ def ends(seen: list[Seen], start: int, match: Callable[[Seen], bool]) -> int:
             if seen[place].ended:
                 return place
             thread, call = seen[place].thread, seen[place].call
-            return next(
-                at for at in range(place + 1, len(seen)) if (seen[at].thread, seen[at].call) == (thread, call)
-            )
+            return next(at for at in range(place + 1, len(seen)) if (seen[at].thread, seen[at].call) == (thread, call))
     raise AssertionError("there is no such call")
 
 

@@ -77,7 +77,8 @@ def leave(client: Client, how: str) -> None:
     never = client.subscribe(markers=True)
     while not isinstance(next(never), CaughtUp):
         pass
-    time.sleep(0.3)
+    say("live")
+    time.sleep(0.5)
     say("leaving")
     if how == "raise":
         raise RuntimeError("on purpose")

@@ -12,9 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tidelog import Recorded
-
 from support.writer import payload_of
+from tidelog import Recorded
 
 FAULTS_MAX = 20
 
@@ -134,7 +133,9 @@ def _judge_append(verdict: Verdict, append: Noted, by_id: dict[str, Recorded]) -
     first = there[0].position
     for place, (event, (stream, _)) in enumerate(zip(there, ids, strict=True)):
         if event.position != first + place or event.stream != stream:
-            verdict.fault(f"event {place} of {name} stands at {event.position} in {event.stream}, not behind the others")
+            verdict.fault(
+                f"event {place} of {name} stands at {event.position} in {event.stream}, not behind the others"
+            )
             return
     if append.ended == "ack":
         at = 0

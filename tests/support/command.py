@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from typing import Any, Protocol
+
+COMMAND = [sys.executable, "-m", "tidelog_broker"]
 
 
 class Run(Protocol):
