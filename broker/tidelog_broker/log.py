@@ -472,6 +472,7 @@ class Log:
         except OSError:
             spare.close()  # an unlinked file keeps its room while it is open
             raise
+        self._full = False
         return spare
 
     def _drop_spare(self) -> None:

@@ -56,28 +56,25 @@ class State(Enum):
 class Call:
     """One request until it is settled. A driver's future inherits from it and overrides `wake`."""
 
-    __slots__ = (
-        "bulk", "deadline", "doubted", "error", "fields", "hello", "id", "kind", "known_head", "packed", "reply",
-        "retries", "sent", "settled", "waiters", "why",
-    )  # fmt: skip
+    # Defaults stand in the class: most calls never have one of these set, and a call is made for every append.
+    id = 0
+    known_head: int | None = None
+    packed = b""
+    sent = False
+    settled = False
+    retries = 0
+    reply: tuple[Any, ...] = ()
+    bulk = b""
+    error: TidelogError | None = None
+    hello: Hello | None = None
+    doubted: bytes | None = None
+    waiters: Any = None
+    why: TidelogError | None = None
 
     def __init__(self, kind: int, fields: tuple[Any, ...], deadline: float) -> None:
         self.kind = kind
         self.fields = fields
         self.deadline = deadline
-        self.id = 0
-        self.known_head: int | None = None
-        self.packed = b""
-        self.sent = False
-        self.settled = False
-        self.retries = 0
-        self.reply: tuple[Any, ...] = ()
-        self.bulk = b""
-        self.error: TidelogError | None = None
-        self.hello: Hello | None = None
-        self.doubted: bytes | None = None
-        self.waiters: Any = None
-        self.why: TidelogError | None = None
 
     def wake(self) -> None:
         """Tell whoever waits that the call is settled."""

@@ -67,12 +67,12 @@ class Wakeup:
 class Future(Call, Generic[T]):
     """A call under way. Any thread may ask it; it goes on by itself until its own deadline."""
 
-    __slots__ = ("_link", "_shape")
-
     def __init__(
         self, link: Link, kind: int, fields: tuple[Any, ...], deadline: float, shape: Callable[[Future[T]], T]
     ) -> None:
-        Call.__init__(self, kind, fields, deadline)
+        self.kind = kind
+        self.fields = fields
+        self.deadline = deadline
         self._link = link
         self._shape = shape
 

@@ -187,9 +187,10 @@ def pack_event(event: Event, ids: IdPool) -> bytes:
     except AttributeError:
         raise InvalidArgument(f"an event is an Event, not {type(event).__name__}") from None
     if given is not None or type(kind) is not str or type(payload) is not bytes or type(metadata) is not bytes:
-        return pack_events((event,), ids)
+        kind, payload, metadata = _text(kind), _octets(payload, "payload"), _octets(metadata, "metadata")
     try:
-        return pack((ids.one(), kind, (metadata,) if metadata else None, (payload,)))  # type: ignore[no-any-return]
+        raw = ids.one() if given is None else _raw_id(given, ids)
+        return pack((raw, kind, (metadata,) if metadata else None, (payload,)))  # type: ignore[no-any-return]
     except ValueError as error:
         raise InvalidArgument(f"an event type is valid Unicode: {error}") from None
 
@@ -202,6 +203,8 @@ def pack_events(events: Iterable[Event], ids: IdPool) -> bytes:
     """
     try:
         events = events if type(events) is list else list(events)
+        if len(events) == 1 and type(events[0]) is Event:
+            return pack_event(events[0], ids)
         types: list[Any] = [event.type for event in events]
         payloads: list[Any] = [event.payload for event in events]
         metadata: list[Any] = [event.metadata for event in events]

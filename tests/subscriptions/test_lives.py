@@ -239,6 +239,27 @@ def test_stop_while_a_page_is_awaited_from_a_broker_that_does_not_answer(
     assert sub.position == len(follower.events)
 
 
+def test_stop_at_any_moment_under_a_writer_ends_every_time_with_the_position_of_what_was_given(
+    broker: BrokerProcess, client: Client
+) -> None:
+    client.append("c/1", small(500))
+    writer = Writer(broker.endpoint, ["c/1"], 0.0)
+    dice = random.Random(9)
+    writer.start()
+    try:
+        for number in range(150):
+            follower = Follower(client.subscribe(**SCOPES[number % 3]))
+            time.sleep(dice.random() * 0.008)
+            begun = time.monotonic()
+            follower.end()
+            assert time.monotonic() - begun < 1.0
+            assert follower.error is None
+            assert follower.positions == list(range(len(follower.events)))
+            assert follower.subscription.position == len(follower.events)
+    finally:
+        writer.end()
+
+
 def test_stop_inside_the_loop_keeps_what_was_not_delivered_for_the_next_subscription(client: Client) -> None:
     client.append("c/1", small(300))
     got = []

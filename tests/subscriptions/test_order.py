@@ -294,6 +294,52 @@ def test_the_greatest_start_waits_for_ever_and_stops(
     assert follower.subscription.position == start
 
 
+@pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
+def test_position_is_the_next_one_after_every_single_event(client: Client, scope: dict[str, str]) -> None:
+    """§10: in its unit; so a consumer can store it after each event and begin there again."""
+    client.append("noise/1", small(3))
+    client.append("c/1", small(40))
+    with client.subscribe(**scope) as sub:
+        for number in range(80):
+            if number == 40:
+                for _ in range(8):
+                    client.append("c/1", small(5))
+            event = next(sub)
+            while event.stream != "c/1":
+                event = next(sub)
+            assert event.version == number
+            assert sub.position == (event.version if "stream" in scope else event.position) + 1
+    for stored in (0, 41, 79):
+        with client.subscribe(stream="c/1", start=stored) as sub:
+            assert next(sub).version == stored
+
+
+def test_names_that_begin_alike_are_not_mixed_up_and_the_longest_are_heard_at_once(
+    start_broker: Callable[..., BrokerProcess], follow: Follow
+) -> None:
+    """§10: exact topics, live; heartbeats every 20 s. A name's 255 bytes may be of 4-byte characters."""
+    longest, wide = "l" * 253 + "/1", "\U0001f300" * 63 + "/xy"
+    streams = ["a", "ab", "a/b", "a/b/c", "ab/c", "a/", "/a", "ä", "ä/ö", longest, wide, "A", "C", "H", "S", "Ca"]
+    categories = ["a", "ab", "ä", "l" * 253, "\U0001f300" * 63]
+    broker = start_broker(*SLOW_BEAT)
+    with Client(broker.endpoint) as client:
+        by_stream = {name: follow(client, stream=name, start="end") for name in streams}
+        by_category = {name: follow(client, category=name, start="end") for name in categories}
+        for _ in range(2):
+            for name in streams:
+                client.append(name, Event("t", name.encode()))
+        for name, follower in by_stream.items():
+            assert follower.wait(2, PROMPT), name
+        for name, follower in by_category.items():
+            wanted = [stream for stream in streams if stream.startswith(name + "/")]
+            assert follower.wait(2 * len(wanted), PROMPT), name
+        time.sleep(0.1)
+        for name, follower in by_stream.items():
+            assert [event.stream for event in follower.events] == [name] * 2
+        for name, follower in by_category.items():
+            assert [event.stream for event in follower.events] == [s for s in streams if s.startswith(name + "/")] * 2
+
+
 # Filters on types
 
 
