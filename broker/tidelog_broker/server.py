@@ -246,7 +246,9 @@ class Server:
         """Take in who subscribed to what; a new subscriber to heartbeats gets one at once."""
         due = False
         # Asking first is three times cheaper than a recv that raises Again, and this is asked after every busy pass.
-        while self._publish.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        for _ in range(DRAIN_MESSAGES_MAX):
+            if not int(self._publish.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                break
             due |= self.broker.topics.note(self._publish.recv(zmq.NOBLOCK))
         if due:
             self._heartbeat(time.monotonic_ns())

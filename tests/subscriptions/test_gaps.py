@@ -300,8 +300,7 @@ def test_a_slow_consumer_under_a_steady_writer_never_loses_or_doubles(
     writer = Writer(broker.endpoint, ["c/1", "c/2", "d/1"], 0.0005, 5)
     dice = random.Random(1)
     slow = [
-        follow(client, lambda: time.sleep(0.05) if dice.random() < 0.01 else None, **scope, start=0)
-        for scope in SCOPES
+        follow(client, lambda: time.sleep(0.05) if dice.random() < 0.01 else None, **scope, start=0) for scope in SCOPES
     ]
     writer.start()
     time.sleep(2)

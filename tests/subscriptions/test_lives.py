@@ -78,9 +78,7 @@ def test_twenty_subscribers_from_random_starts_have_no_gap_and_no_double_across_
             other.close()
 
 
-def test_hand_over_under_a_writer_is_gapless_a_hundred_times(
-    broker: BrokerProcess, client: Client
-) -> None:
+def test_hand_over_under_a_writer_is_gapless_a_hundred_times(broker: BrokerProcess, client: Client) -> None:
     """T-31: each begins at the head of its moment and has to meet the next 20 events."""
     writer = Writer(broker.endpoint, ["c/1"], 0.0)
     writer.start()
@@ -136,7 +134,9 @@ def test_broker_killed_and_restarted_under_twenty_subscribers_and_writers_leaves
             other.close()
 
 
-def test_broker_stopped_cleanly_and_restarted_leaves_no_gap(broker: BrokerProcess, client: Client, follow: Follow) -> None:
+def test_broker_stopped_cleanly_and_restarted_leaves_no_gap(
+    broker: BrokerProcess, client: Client, follow: Follow
+) -> None:
     """T-52, T-22: live subscribers do not hold up the stop, and go on after the start."""
     followers = [(follow(client, markers=True, **scope), {**scope, "start": 0}) for scope in SCOPES]
     for _ in range(3):
@@ -223,9 +223,7 @@ def test_stop_from_another_thread_ends_the_iteration_at_once_and_keeps_the_posit
     assert list(follower.subscription) == []
 
 
-def test_stop_while_a_page_is_awaited_from_a_broker_that_does_not_answer(
-    broker: BrokerProcess, client: Client
-) -> None:
+def test_stop_while_a_page_is_awaited_from_a_broker_that_does_not_answer(broker: BrokerProcess, client: Client) -> None:
     client.append("c/1", small(4_000, payload=b"x" * 1_000))
     sub = client.subscribe()
     broker.signal(signal.SIGSTOP)

@@ -130,9 +130,7 @@ def test_start_beyond_the_head_is_caught_up_at_once_and_delivers_nothing_below_i
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
-def test_start_inside_an_append_delivers_its_rest_only(
-    client: Client, follow: Follow, scope: dict[str, str]
-) -> None:
+def test_start_inside_an_append_delivers_its_rest_only(client: Client, follow: Follow, scope: dict[str, str]) -> None:
     """T-32: a start that is no edge of an append, in history and beyond the head."""
     client.append("c/1", small(10))
     history, ahead = follow(client, start=4, **scope), follow(client, start=14, markers=True, **scope)
@@ -229,7 +227,9 @@ def test_a_new_subscriber_is_heard_by_a_broker_that_never_rests(
 ) -> None:
     """T-31: heartbeats every 20 s, slow syncs, and more waiting after each than a group takes: events come promptly."""
     broker = start_broker(*SLOW_BEAT)
-    floods = [worker("flood", broker.endpoint, stream=f"noise/{number}", window=200, size=50_000) for number in range(2)]
+    floods = [
+        worker("flood", broker.endpoint, stream=f"noise/{number}", window=200, size=50_000) for number in range(2)
+    ]
     for flood in floods:
         assert flood.saw("flooding")
     with Attached(broker, "fdatasync:delay_enter=40000"), Client(broker.endpoint, timeout=20.0) as client:
@@ -243,9 +243,7 @@ def test_a_new_subscriber_is_heard_by_a_broker_that_never_rests(
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
-def test_start_end_gives_only_what_comes_after_the_call(
-    client: Client, follow: Follow, scope: dict[str, str]
-) -> None:
+def test_start_end_gives_only_what_comes_after_the_call(client: Client, follow: Follow, scope: dict[str, str]) -> None:
     client.append("c/1", small(30))
     follower = follow(client, start="end", **scope)
     assert follower.subscription.position == 30
@@ -348,6 +346,7 @@ def test_types_are_exact_in_history_and_live_and_the_position_moves_over_what_is
     client: Client, follow: Follow, scope: dict[str, str]
 ) -> None:
     """§10: `position` moves over filtered events too, within a batch, a page and live."""
+
     def write() -> None:
         client.append("c/1", [Event("wanted"), Event("other"), Event("wanted"), Event("other")])
         client.append("c/1", small(30, "other"))
