@@ -536,7 +536,12 @@ class Log:
 
     def abandon(self) -> None:
         """Let go of every file without another word to the disk."""
-        for file in [*self._files.values(), getattr(self, "_zeroing", None), self._spare, getattr(self, "_marks", None)]:
+        for file in [
+            *self._files.values(),
+            getattr(self, "_zeroing", None),
+            self._spare,
+            getattr(self, "_marks", None),
+        ]:
             if file is not None:  # opening may have failed before there was one
                 file.close()
         self._files.clear()

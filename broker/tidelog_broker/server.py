@@ -331,4 +331,3 @@ class Server:
             "known_ids": len(self.broker.appender.window.young) + len(self.broker.appender.window.old),
             "uptime_seconds": (time.monotonic_ns() - self._started_ns) // 1_000_000_000,
         }
-

@@ -316,3 +316,52 @@ def test_published_ranges_of_each_topic_join_without_a_gap() -> None:
     assert ends[b"A"] == memory.index.head
     assert ends[b"Ca\0"] == memory.index.categories["a"].end
     assert ends[b"Sa/1\0"] == memory.index.streams["a/1"].next_version
+
+
+def random_request(rnd: random.Random) -> tuple[Any, ...]:
+    """A request that is plain, nearly plain, or not at all, as it comes out of msgpack."""
+    count = rnd.choice([1, 1, 1, 1, 2])
+    first_id = rnd.choice([rnd.randrange(1 << 60), rnd.randrange(40)])
+    kinds = [rnd.choice(["t", "t", "u", "µ", "$x", ""])] * count
+    metadata = [rnd.choice([b"", b"m"])] * count
+    events: Any = region(first_id, kinds, metadata, [b"p" * rnd.choice([0, 5, 90, 200])] * count)
+    if rnd.random() < 0.1:
+        at = rnd.randrange(len(events))
+        events = events[:at] + bytes([rnd.randrange(256)]) + events[at + rnd.randrange(2) :]
+    events = rnd.choice([events] * 20 + [None, 5, "text", b""])
+    name = rnd.choice(["a", "b/1", "c", "c", "d\x01", 7])
+    expected = rnd.choice([None, None, None, True, False, 0, 1, 2, 3, -1, 1.0, 2**63])
+    writes: Any = [(name, expected, events)] * rnd.choice([1] * 20 + [0, 2])
+    request: list[Any] = [3, 9, 0, None, 0, None, None, writes]
+    if rnd.random() < 0.1:
+        request[rnd.choice([3, 4, 5, 6])] = rnd.choice([None, 0, 1, -1, "x"])
+    return msgpack.unpackb(msgpack.packb(request[: rnd.choice([8] * 20 + [7])]), use_list=False, strict_map_key=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_short_way_of_plain_appends_decides_nothing_of_its_own(seed: int) -> None:
+    rnd = random.Random(seed)
+    short, long = Memory(window=8, body_bytes_max=3_000), Memory(window=8, body_bytes_max=3_000)
+    for memory in (short, long):
+        memory.appender.limits = AppendLimits(event_bytes_max=150, append_bytes_max=200, id_window_events=8)
+        memory.appender._plain_bytes_max = 150
+    long.appender._admit_plain = lambda *_: None  # type: ignore[assignment,method-assign,return-value]
+    for now in range(3_000):
+        request = random_request(rnd)
+        answers = []
+        for memory in (short, long):
+            try:
+                answers.append(memory.appender.admit(request, now, 0))
+            except Exception as error:
+                answers.append((type(error), getattr(error, "facts", ()), getattr(error, "shares_fate", None)))
+        assert answers[0] == answers[1], request
+        if (answers[0][0].__class__ is type and answers[0][0].__name__ == "GroupFull") or rnd.random() < 0.1:
+            assert short.appender.parts == long.appender.parts
+            if rnd.random() < 0.2:
+                short.appender.rollback()
+                long.appender.rollback()
+            elif short.appender.parts:
+                short.commit()
+                long.commit()
+    assert short.bytes == long.bytes
+    assert short.index.head > 100

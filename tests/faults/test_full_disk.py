@@ -149,7 +149,9 @@ def test_a_write_cut_short_inside_a_group_is_taken_back_and_told_to_all_its_call
         assert client.head() == 5
 
 
-@pytest.mark.parametrize("rule", ["pwrite64:error=ENOSPC:when=1", "pwrite64:error=EDQUOT:when=1", "pwrite64:retval=70:when=1"])
+@pytest.mark.parametrize(
+    "rule", ["pwrite64:error=ENOSPC:when=1", "pwrite64:error=EDQUOT:when=1", "pwrite64:retval=70:when=1"]
+)
 def test_one_write_without_room_refuses_its_group_and_the_next_group_is_written(
     broker: BrokerProcess, rule: str
 ) -> None:
@@ -283,7 +285,8 @@ def test_a_start_without_room_ends_with_75_and_loses_nothing(new_broker: Callabl
         for kept in ([], [b"kept"]):
             disk.leave(0)
             broker.start(ready=False)
-            assert broker.wait(20) == EXIT_FULL, broker.stderr()
+            assert until(lambda: not broker.running, 10), (disk.free(), sorted(disk.path.iterdir()), broker.stderr())
+            assert broker.wait() == EXIT_FULL, broker.stderr()
             assert len(broker.stderr().strip().splitlines()) == 1, broker.stderr()
             broker.errors.unlink()
             disk.give_back()

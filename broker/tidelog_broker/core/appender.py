@@ -46,6 +46,9 @@ Planned = tuple[str, bool | int | None, bytes | None, int, int]
 """A checked write: (stream, expected version, region, count of events, signature)."""
 
 _join = b"".join
+_ONE_EVENT = b"\x94\xc4\x10"
+"""How a region of one event begins: an array of four, the first a bin of 16 bytes."""
+_NO_METADATA = (b"",)
 _unpack = msgpack.unpackb
 _pack_header, _pack_crc = HEADER.pack, CRC.pack
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -96,6 +99,7 @@ class Appender:
         self._versions: dict[str, int] = {}
         self._appends: list[tuple[dict[bytes, int], int]] = []
         self._types: dict[str, tuple[int, int]] = {}
+        self._plain_bytes_max = min(limits.event_bytes_max, limits.append_bytes_max)
 
     # -- one request
 
@@ -105,6 +109,50 @@ class Appender:
         `now` in µs, never less than in an earlier call. Raises the refusal, its `maybe_applied` False but for
         OutcomeUnknown; GroupFull when this request belongs into the next group.
         """
+        reply = self._admit_plain(request, now, generation)
+        return (reply, True) if reply is not None else self._admit(request, now, generation)
+
+    def _admit_plain(self, request: tuple[Any, ...], now: int, generation: int) -> Reply | None:
+        """The plainest append (one event of a known type, first sent, nothing to refuse) in half the time; else None.
+
+        It decides nothing of its own: whatever it is not sure of is left to `_admit`, and a test compares the two.
+        """
+        try:
+            _, request_id, _, resend_head, durability, session, cursor, ((name, expected, region),) = request
+            if not region.startswith(_ONE_EVENT):
+                return None
+            event_id, kind, metadata, (payload,) = _unpack(region, use_list=False)
+            (extra,) = _NO_METADATA if metadata is None else metadata
+            type_bytes, signature = self._types[kind]
+            stream = self.index.streams[name]
+        except Exception:
+            return None
+        window = self.window
+        version = self._versions.get(name, stream.next_version)
+        size = len(region) + len(name) * 4 + HEADER_BYTES + 4
+        if (
+            type(event_id) is not bytes
+            or type(payload) is not bytes
+            or type(extra) is not bytes
+            or resend_head is not None
+            or durability != 0
+            or session is not None
+            or cursor is not None
+            or not (expected is None or (type(expected) is int and 0 <= expected == version - 1))
+            or len(payload) + len(extra) + type_bytes + EVENT_FIXED_BYTES > self._plain_bytes_max
+            or event_id in window.young
+            or event_id in window.old
+            or self.bytes + size > self.body_bytes_max
+        ):
+            return None
+        position = self.position
+        new = {event_id: self._number}
+        self._put(name, region, 1, signature, version, now, 0, 1)
+        window.young.update(new)
+        self._appends.append((new, position))
+        return request_id, 0, DURABLE_FLAG, generation, position, position, version, version
+
+    def _admit(self, request: tuple[Any, ...], now: int, generation: int) -> tuple[Reply, bool]:
         try:
             _, request_id, _, resend_head, durability, session, cursor, writes = request
         except ValueError:
@@ -292,7 +340,19 @@ class Appender:
         encoded = name.encode()
         length = HEADER_BYTES + len(encoded) + len(region) + 4
         header = _pack_header(
-            EVENTS, 0, len(encoded), COLUMNS, length, index, total, count, len(region), self.position, first, now, signature
+            EVENTS,
+            0,
+            len(encoded),
+            COLUMNS,
+            length,
+            index,
+            total,
+            count,
+            len(region),
+            self.position,
+            first,
+            now,
+            signature,
         )
         head = header + encoded
         self.parts += (head, region, _pack_crc(crc32(region, crc32(head))))

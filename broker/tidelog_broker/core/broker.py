@@ -124,7 +124,7 @@ class Broker:
         except TidelogError as error:
             self.refused += 1
             reply, fated = _refusal(request[1], error), getattr(error, "shares_fate", False)
-        if not peer.fated and not peer.ready:
+        if not (peer.fated or peer.ready):
             self.touched.append(peer)
         (peer.fated if fated else peer.ready).append(reply)
         return True
