@@ -106,6 +106,7 @@ class Log:
         self._spare: File | None = None
         self._prepared = 0
         self._full = False
+        self._closed = False
         self._groups_unmarked = 0
         self._bytes_unmarked = 0
         # Guards _prepared, _spare and the open segment's size: they are shared with the preparing thread.
@@ -422,6 +423,8 @@ class Log:
         Raises FailStop.
         """
         with self._lock:
+            if self._closed:
+                return False
             ahead = min(self.end + self.settings.prepare_ahead, self._header.segment_bytes)
             if self._prepared < ahead:
                 return self._zero_more(min(self._header.zero_step, ahead - self._prepared))
@@ -526,6 +529,8 @@ class Log:
     def close(self) -> None:
         """Clean stop: cut the open segment to its end, sync, mark. Raises FailStop."""
         with self._lock:
+            # No more zeros behind the cut, and none into a descriptor that may be another file's by then.
+            self._closed = True
             try:
                 self._file.truncate(self.end)
                 self._file.sync()
