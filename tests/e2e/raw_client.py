@@ -89,7 +89,8 @@ def cut(stored: bytes, scope: int, start: int, stop: int, types: list[str] | Non
 
 def dealer(endpoint: str, kind: int = zmq.DEALER) -> zmq.Socket[bytes]:
     socket = zmq.Context.instance().socket(kind)
-    socket.setsockopt(zmq.IMMEDIATE, 1)
+    if kind == zmq.DEALER:
+        socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(endpoint)
     return socket
