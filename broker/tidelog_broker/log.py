@@ -7,77 +7,14 @@ FORMAT.md has the bytes, DURABILITY.md the argument. Must not import zmq, thread
 
 from __future__ import annotations
 
-import errno
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
-from tidelog.limits import GROUP_BYTES_MAX
+from tidelog.errors import CorruptLog, StorageFull
 
-from .core.format import (
-    BLOCK,
-    GROUP_HEADER_BYTES,
-    NO_TAG,
-    SEGMENT_HEADER_BYTES,
-    SEGMENT_NAME,
-    ZERO_STEP_MAX,
-    SegmentHeader,
-    pack_group_header,
-    pack_seal,
-)
-from .core.recovery import Chain, Group, SegmentReader, Tail, damage
-from .disk import Disk, File
-from .marks import Marks
+from .core.format import GROUP_HEADER_BYTES, SEGMENT_HEADER_BYTES, pack_group_header, pack_seal
+from .opening import ROOM_ERRORS, SPARE, ZEROS, FailStop, LogSettings, OpenFiles, Report
 
-SPARE = "spare"
-QUARANTINE = "quarantine"
-OURS = {SPARE, QUARANTINE, "marks", "run"}
-ZEROS = memoryview(bytes(ZERO_STEP_MAX))
-ROOM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class FailStop(Exception):
-    """The disk broke a promise; the process must end with 74. What was not answered has an unknown outcome."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
-    """Sizes in bytes. They are for new segments; recovery uses what each segment's header says."""
-
-    segment_bytes: int = 256 << 20
-    group_bytes_max: int = GROUP_BYTES_MAX
-    zero_step: int = 1 << 20
-    prepare_ahead: int = 8 << 20
-    align: int = 1
-    mark_groups: int = 64
-    mark_bytes: int = 64 << 20
-    strict: bool = False
-    accept_missing_mark: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for sizes that a reader of the format would refuse."""
-        if self.align < 1 or self.align > BLOCK or self.align & (self.align - 1):
-            raise ValueError(f"align: {self.align} is not a power of two up to {BLOCK}")
-        if not GROUP_HEADER_BYTES < self.group_bytes_max <= GROUP_BYTES_MAX:
-            raise ValueError(f"group_bytes_max: {self.group_bytes_max} is not up to {GROUP_BYTES_MAX}")
-        if not 0 < self.zero_step <= ZERO_STEP_MAX:
-            raise ValueError(f"zero_step: {self.zero_step} is not from 1 to {ZERO_STEP_MAX}")
-
-
-@dataclass(slots=True)
-class Report:
-    """What opening found and did; the broker logs it."""
-
-    created: bool = False
-    groups: int = 0
-    bytes_read: int = 0
-    cut_segment: str = ""
-    cut_offset: int = 0
-    cut_bytes: int = 0
-    quarantine: str = ""
-    warnings: list[str] = field(default_factory=list)
+__all__ = ["FailStop", "Log", "LogSettings", "Place", "Report"]
 
 
 class Place(NamedTuple):
@@ -87,210 +24,10 @@ class Place(NamedTuple):
     offset: int
 
 
-Replay = Callable[[int, Group], None]
-"""(segment ordinal, group): called for each good group in order; may raise CorruptLog."""
-
-
-class Log:
-    """An open log. One thread commits; `prepare` may run in one other thread."""
-
-    def __init__(self, disk: Disk, settings: LogSettings, random: Callable[[int], bytes]) -> None:
-        self.settings = settings
-        self.report = Report()
-        self.syncs = 0
-        self.end = SEGMENT_HEADER_BYTES
-        self._disk = disk
-        self._random = random
-        self._chain = Chain()
-        self._files: dict[int, File] = {}
-        self._spare: File | None = None
-        self._prepared = 0
-        self._full = False
-        self._closed = False
-        self._groups_unmarked = 0
-        self._bytes_unmarked = 0
-        # Guards _prepared, _spare and the open segment's size: they are shared with the preparing thread.
-        self._lock = threading.Lock()
-        self._file: File
-        self._zeroing: File
-        self._header: SegmentHeader
-        self._marks: Marks
-
-    # -- opening
-
-    @classmethod
-    def open(
-        cls, disk: Disk, settings: LogSettings, random: Callable[[int], bytes], replay: Replay | None = None
-    ) -> Log:
-        """Create the log, or recover it.
-
-        Raises CorruptLog or InvalidHeader (nothing was changed), StorageFull (no room to open) or FailStop.
-        """
-        log = cls(disk, settings, random)
-        try:
-            log._open(replay or (lambda ordinal, group: None))
-        except BaseException as error:
-            log.abandon()
-            if not isinstance(error, OSError):
-                raise
-            if error.errno in ROOM_ERRORS:
-                raise StorageFull(f"no room to open the log: {error}") from error
-            raise FailStop(f"opening the log: {error}") from error
-        return log
-
-    def _open(self, replay: Replay) -> None:
-        names = self._disk.names()
-        segments = sorted(name for name in names if SEGMENT_NAME.match(name))
-        foreign = [name for name in names if name not in OURS and name not in segments and not name.endswith(".tmp")]
-        if "marks" not in names and not segments:
-            if foreign:
-                raise InvalidHeader(f"not a Tidelog directory: it holds {foreign[0]!r} and no log")
-            self._create(Marks.create(self._disk, self._random(16)))
-            return
-        for name in foreign:
-            if name.startswith(("base-", "checkpoint-")) or name[:21].replace("-", "").isdigit():
-                raise InvalidHeader(f"{name} is of a kind that this version does not read: use a newer Tidelog")
-        self._settle("marks" in names, segments)
-        self._marks = Marks.read(self._disk, "marks" in names)
-        if not segments:
-            self._marks.creation_or_damage()
-            self._create(self._marks)
-            return
-        self._recover(segments, replay)
-
-    def _create(self, marks: Marks) -> None:
-        """The first segment, behind a marks file that is already durable."""
-        self._marks = marks
-        self.report.created = True
-        self._delete_unfinished()
-        self._use_spare(self._new_spare(), ordinal=1)
-        self._marks.replace_file(self._chain, 0, 0, self._header)
-
-    def _settle(self, marked: bool, segments: list[str]) -> None:
-        """Sync and forget what will be judged: behind a failed sync the cache may hold bytes that the disk does not."""
-        for name in [*segments, *(["marks"] if marked else [])]:
-            file = self._disk.open(name, writable=True)
-            try:
-                file.sync()
-                file.drop_cache()
-            finally:
-                file.close()
-        self._disk.sync_folder()
-
-    def _recover(self, segments: list[str], replay: Replay) -> None:
-        self._marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
-        for place, name in enumerate(segments, 1):
-            if int(name[:10]) != place:
-                raise damage(name, 0, self._chain, f"segment {place} is missing")
-        reader = None
-        for name in segments:
-            if reader is not None:
-                reader.sealed_or_damage()
-            reader = self._read_segment(name, replay)
-        assert reader is not None
-        tail = reader.tail(self._marks.good, {})
-        self._file = self._disk.open(segments[-1], writable=True)
-        self._zeroing = self._disk.open(segments[-1], writable=True)
-        self._header = reader.header
-        self._files[self._header.ordinal].close()
-        self._files[self._header.ordinal] = self._file
-        self.end = reader.offset
-        self._delete_unfinished()
-        self._cut(tail)
-        self._marks.replace_file(self._chain, self._last_group_ordinal(), self._last_group_end, self._header)
-
-    def _read_segment(self, name: str, replay: Replay) -> SegmentReader:
-        file = self._disk.open(name)
-        size = file.size()
-        header = SegmentHeader.unpack(file.read(0, SEGMENT_HEADER_BYTES), name)
-        if not self._marks.log_id:
-            self._marks.log_id = header.log_id
-        if header.log_id != self._marks.log_id:
-            raise damage(name, 0, self._chain, "it belongs to another log than the marks")
-        self._files[header.ordinal] = file
-        reader = SegmentReader(header, file.read, size, self._chain)
-        for group in reader.groups():
-            replay(header.ordinal, group)
-            self.report.groups += 1
-        self.report.bytes_read += size
-        if reader.end > SEGMENT_HEADER_BYTES:
-            self._last_group = (header.ordinal, reader.end)
-        return reader
-
-    _last_group: tuple[int, int] = (0, 0)
-
-    def _last_group_ordinal(self) -> int:
-        return self._last_group[0]
-
-    @property
-    def _last_group_end(self) -> int:
-        return self._last_group[1]
-
-    def _delete_unfinished(self) -> None:
-        """A spare or temporary file was never part of the log, and is never reused: its bytes are not known."""
-        for name in self._disk.names():
-            if name == SPARE or name.endswith(".tmp"):
-                self._disk.unlink(name)
-
-    def _cut(self, tail: Tail) -> None:
-        """Make the open segment end at T; each step may be repeated after a crash."""
-        if tail.stop > tail.offset and not tail.unfinished_roll:
-            self._quarantine(tail)
-        self._file.truncate(self.end)
-        # Always, even if nothing was cut: after a rollback whose sync failed, only a write makes the disk's inode change.
-        self._write_zeros(self.end, self._header.zero_step)
-        self._file.sync()
-        self._disk.sync_folder()
-        self._prepared = self.end + self._header.zero_step
-
-    def _write_zeros(self, offset: int, count: int) -> None:
-        if self._file.write(offset, bytes(count)) != count:
-            raise OSError(errno.ENOSPC, "short write")
-
-    def _quarantine(self, tail: Tail) -> None:
-        """Keep what will be cut, durable before it goes."""
-        if QUARANTINE not in self._disk.names():
-            self._disk.make_folder(QUARANTINE)
-        self._disk.sync_folder()
-        taken = set(self._disk.names(QUARANTINE))
-        stem = f"{self._header.ordinal}-{tail.offset}-{self._chain.group + 1}"
-        name = next(n for n in (stem, *(f"{stem}.{i}" for i in range(1, len(taken) + 2))) if n not in taken)
-        copy = self._disk.create(f"{QUARANTINE}/{name}")
-        try:
-            at = tail.offset
-            while at < tail.stop:
-                data = self._file.read(at, min(1 << 20, tail.stop - at))
-                if copy.write(at - tail.offset, data) != len(data):
-                    raise OSError(errno.ENOSPC, "short write to the quarantine")
-                at += len(data)
-            copy.sync()
-        finally:
-            copy.close()
-        self._disk.sync_folder(QUARANTINE)
-        report = self.report
-        report.cut_segment, report.cut_offset = self._header.name, tail.offset
-        report.cut_bytes = tail.stop - tail.offset
-        report.quarantine = f"{QUARANTINE}/{name}"
-        report.warnings.append(
-            f"torn tail: cut {report.cut_bytes} bytes at offset {tail.offset} of segment {self._header.name}, kept in "
-            f"{report.quarantine}; {self._chain.group} groups and {self._chain.position} events are whole"
-        )
+class Log(OpenFiles):
+    """An open log (`Log.open`). One thread commits; `prepare` may run in one other thread."""
 
     # -- appending
-
-    @property
-    def log_id(self) -> bytes:
-        return self._marks.log_id
-
-    @property
-    def head(self) -> int:
-        """The first position that is not durable."""
-        return self._chain.position
-
-    @property
-    def group(self) -> int:
-        """Number of the last durable group; 0 before the first."""
-        return self._chain.group
 
     @property
     def body_bytes_max(self) -> int:
@@ -392,28 +129,6 @@ class Log:
                 raise FailStop(f"rolling to segment {self._header.ordinal + 1}: {error}") from error
         self.mark()
 
-    def _use_spare(self, spare: File, ordinal: int) -> None:
-        """The spare becomes the open segment: whole header first, then the name."""
-        chain, settings = self._chain, self.settings
-        header = SegmentHeader(
-            log_id=self._marks.log_id, ordinal=ordinal, first_position=chain.position, first_group=chain.group + 1,
-            key=self._random(16), previous_tag=chain.tag if chain.group else NO_TAG,
-            group_bytes_max=settings.group_bytes_max, zero_step=settings.zero_step, align=settings.align,
-            segment_bytes=settings.segment_bytes,
-        )  # fmt: skip
-        block = header.pack()
-        if spare.write(0, block) != len(block):
-            raise OSError(errno.EIO, "short write of a segment header into prepared space")
-        spare.sync()
-        self._disk.rename(SPARE, header.name)
-        self._disk.sync_folder()
-        spare.name = header.name
-        self._header, self._file = header, spare
-        self._zeroing = self._disk.open(header.name, writable=True)
-        self._files[ordinal] = spare
-        self.end = SEGMENT_HEADER_BYTES
-        self._prepared = SEGMENT_HEADER_BYTES + settings.zero_step
-
     # -- preparing, off the append path
 
     def prepare(self) -> bool:
@@ -462,21 +177,6 @@ class Log:
         self._prepared += done
         self._full = done < count
         return done > 0
-
-    def _new_spare(self) -> File:
-        """A zeroed file without a header, durable under its temporary name."""
-        spare = self._disk.create(SPARE)
-        try:
-            size = SEGMENT_HEADER_BYTES + self.settings.zero_step
-            if spare.write(0, bytes(size)) != size:
-                raise OSError(errno.ENOSPC, "short write")
-            spare.sync()
-            self._disk.sync_folder()
-        except OSError:
-            spare.close()  # an unlinked file keeps its room while it is open
-            raise
-        self._full = False
-        return spare
 
     def _drop_spare(self) -> None:
         """A spare that could not be finished gives its room back; what can't be unlinked is deleted at start."""
@@ -538,15 +238,3 @@ class Log:
                 raise FailStop(f"closing {self._header.name}: {error}") from error
         self.mark(clean=True)
         self.abandon()
-
-    def abandon(self) -> None:
-        """Let go of every file without another word to the disk."""
-        for file in [
-            *self._files.values(),
-            getattr(self, "_zeroing", None),
-            self._spare,
-            getattr(self, "_marks", None),
-        ]:
-            if file is not None:  # opening may have failed before there was one
-                file.close()
-        self._files.clear()

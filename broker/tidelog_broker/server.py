@@ -33,6 +33,9 @@ ANSWERS_MAX = 64
 ANSWER_BYTES_MAX = 4 << 20
 """Reads answered between two groups: they must not hold up appends."""
 FULL_RETRY_MS = 1_000
+STOP_DRAIN_NS = 3_000_000_000
+"""What is still unread then is left to the next broker: senders that never pause must not keep this one (health.py has
+the deadline)."""
 COPY_BYTES_MAX = 16 << 10
 """Larger replies are handed to ZeroMQ without a copy."""
 
@@ -293,7 +296,8 @@ class Server:
     def _stop(self) -> None:
         """Not ready first, then what is queued is answered, subscribers are told, the log is closed."""
         self.broker.stopping = True
-        for _ in range(DRAIN_MESSAGES_MAX):
+        until_ns = time.monotonic_ns() + STOP_DRAIN_NS
+        while time.monotonic_ns() < until_ns:
             worked = self._drain()
             if self.broker.appender.parts:
                 self._commit()
