@@ -26,6 +26,10 @@ from .log import FailStop
 from .store import Store
 from .version import VERSION
 
+# As plain integers: combining pyzmq's enum flags costs 350 ns each time, three times a reply.
+NOBLOCK = int(zmq.NOBLOCK)
+MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+POLLIN = int(zmq.POLLIN)
 DRAIN_MESSAGES_MAX = 512
 GROUP_SOFT_BYTES = 4 << 20
 """The drain ends here; what still waits is the next group's."""
@@ -64,6 +68,7 @@ class Server:
         self._poller = zmq.Poller()
         for waitable in (self._requests, self._publish, self.wake_fd):
             self._poller.register(waitable, zmq.POLLIN)
+        self._pack = msgpack.Packer().pack  # packb makes a Packer with a buffer of 256 KiB each time
         self._next_heartbeat_ns = 0
         self._next_retry_ns = 0
         self._last_commit_ns = 0
@@ -115,11 +120,10 @@ class Server:
         worked = False
         self.broker.begin(time.time_ns() // 1000)
         for _ in range(DRAIN_MESSAGES_MAX):
-            try:
-                identity = receive(zmq.NOBLOCK)
-            except zmq.Again:
+            if not _has_message(self._requests):
                 break
             worked = True
+            identity = receive(NOBLOCK)
             frame = receive()
             if self._requests.getsockopt(zmq.RCVMORE):
                 self._drop_rest()
@@ -177,11 +181,10 @@ class Server:
     def _send(self, peer: Peer, replies: list[Request], stored: bytes | None = None) -> None:
         """A peer that is gone, or lets its replies pile up, is forgotten: it has to say HELLO again and ask again."""
         try:
-            self._requests.send(peer.identity, zmq.SNDMORE | zmq.NOBLOCK)
-            more = zmq.NOBLOCK if stored is None else zmq.SNDMORE | zmq.NOBLOCK
-            self._requests.send(msgpack.packb(replies), more)
+            self._requests.send(peer.identity, MORE)
+            self._requests.send(self._pack(replies), NOBLOCK if stored is None else MORE)
             if stored is not None:
-                self._requests.send(stored, zmq.NOBLOCK, copy=len(stored) < COPY_BYTES_MAX)
+                self._requests.send(stored, NOBLOCK, copy=len(stored) < COPY_BYTES_MAX)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -248,11 +251,10 @@ class Server:
     def _subscriptions(self) -> None:
         """Take in who subscribed to what; a new subscriber to heartbeats gets one at once."""
         due = False
-        # Asking first is three times cheaper than a recv that raises Again, and this is asked after every busy pass.
         for _ in range(DRAIN_MESSAGES_MAX):
-            if not int(self._publish.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not _has_message(self._publish):
                 break
-            due |= self.broker.topics.note(self._publish.recv(zmq.NOBLOCK))
+            due |= self.broker.topics.note(self._publish.recv(NOBLOCK))
         if due:
             self._heartbeat(time.monotonic_ns())
 
@@ -335,3 +337,8 @@ class Server:
             "known_ids": len(self.broker.appender.window.young) + len(self.broker.appender.window.old),
             "uptime_seconds": (time.monotonic_ns() - self._started_ns) // 1_000_000_000,
         }
+
+
+def _has_message(socket: zmq.Socket[bytes]) -> bool:
+    """True if a recv would not wait; a fourth of the price of a recv that raises Again."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & POLLIN)

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import zmq
 from subscriptions.helpers import Follower, Forwarder, Message, Worker, Writer, fill, small
 from support.process import BrokerProcess, until
 from tidelog import CaughtUp, Client, Event, Lagged, Write
+from tidelog.blocking import Pager
+from tidelog.reading import Pages
+from tidelog.wire import BYTES_FOLLOW, CATEGORY, EVERYTHING, PUBLISHED, STREAM, read_published
 
 Follow = Callable[..., Follower]
-SCOPES = [{}, {"category": "c"}, {"stream": "c/1"}]
+SCOPES: list[dict[str, Any]] = [{}, {"category": "c"}, {"stream": "c/1"}]
 SCOPE_NAMES = ["everything", "category", "stream"]
 SLOW_BEAT = ("--heartbeat-ms", "20000")
 PROMPT = 5.0
@@ -40,7 +44,7 @@ def test_the_last_message_before_a_silence_is_lost_noticed_by_the_heartbeat_and_
     start_broker: Callable[..., BrokerProcess],
     forwarder: Callable[..., Forwarder],
     follow: Follow,
-    scope: dict[str, str],
+    scope: dict[str, Any],
 ) -> None:
     """T-53: within its interval, and the random part of another that spreads the reads."""
     broker, loss = start_broker("--heartbeat-ms", "1000"), Loss()
@@ -71,7 +75,7 @@ def test_a_hole_is_read_when_the_next_message_shows_it_without_waiting_for_a_hea
     start_broker: Callable[..., BrokerProcess],
     forwarder: Callable[..., Forwarder],
     follow: Follow,
-    scope: dict[str, str],
+    scope: dict[str, Any],
 ) -> None:
     """T-53: heartbeats every 20 s; message 2 of 3 is lost."""
     broker, loss = start_broker(*SLOW_BEAT), Loss()
@@ -162,7 +166,7 @@ def test_messages_lost_doubled_and_late_at_random_cost_nothing(
         expected = [
             event
             for event in client.read_all()
-            if event.stream == scope.get("stream", event.stream) and event.type in scope.get("types", "ab")
+            if event.stream == scope.get("stream", event.stream) and event.type in scope.get("types", ["a", "b"])
         ]
         assert follower.wait(len(expected))
         assert follower.events == expected
@@ -170,7 +174,7 @@ def test_messages_lost_doubled_and_late_at_random_cost_nothing(
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_appends_over_64_kib_come_promptly_though_their_messages_carry_only_the_range(
-    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, str]
+    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, Any]
 ) -> None:
     """§10: heartbeats every 20 s; 64 KiB less a little, just over, one page, several pages, among small ones."""
     broker = start_broker(*SLOW_BEAT)
@@ -192,7 +196,7 @@ def test_appends_over_64_kib_come_promptly_though_their_messages_carry_only_the_
 
 @pytest.mark.parametrize("scope", [{}, {"stream": "c/1"}], ids=["everything", "stream"])
 def test_a_stopped_subscriber_goes_on_by_itself_without_loss(
-    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, str]
+    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, Any]
 ) -> None:
     """T-33: SIGSTOP while more than ten times what queues and socket buffers hold is written; twice."""
     broker = start_broker("--queue-messages-max", "16")
@@ -213,7 +217,7 @@ def test_a_stopped_subscriber_goes_on_by_itself_without_loss(
 
 @pytest.mark.parametrize("scope", [{}, {"stream": "c/1"}], ids=["everything", "stream"])
 def test_a_stopped_subscriber_that_wants_to_know_gets_lagged_with_its_next_position(
-    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, str]
+    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, Any]
 ) -> None:
     """T-33: and whoever subscribes from there misses nothing."""
     broker = start_broker("--queue-messages-max", "16")
@@ -263,7 +267,7 @@ def test_a_stopped_subscriber_delays_nobody(
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_a_slow_consumer_gets_everything_once_though_its_buffers_overflow(
-    client: Client, follow: Follow, scope: dict[str, str]
+    client: Client, follow: Follow, scope: dict[str, Any]
 ) -> None:
     """T-33: it stops for seconds while three times what the buffers hold is published; then it dawdles."""
     gate = threading.Event()
@@ -377,7 +381,7 @@ def test_whoever_has_an_appends_first_event_has_them_all_without_the_broker(
     writes = [Write(f"c/{number}", [Event("t", b"x" * 100)] * 1 + small(size)) for number in range(3)]
     if size == 4_000:
         writes = [Write("c/1", small(4_000))]
-    expected = sum(len(list(write.events)) for write in writes)
+    expected = 4_000 if size == 4_000 else 3 * (1 + size)
     client.append("c/9", small(3))
     if way == "history":
         client.append("c/9", small(2_000))
@@ -410,3 +414,46 @@ def test_whoever_has_an_appends_first_event_has_them_all_without_the_broker(
         assert time.monotonic() - begun < 5
     first = received[0].position
     assert [event.position for event in received] == list(range(first, first + expected))
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
+def test_no_page_of_a_refill_ends_inside_an_append(client: Client, scope: dict[str, Any]) -> None:
+    """T-36: appends over up to 400 streams and of up to 400 KB, so that pages would end inside them at every limit."""
+    dice = random.Random(36)
+    ends: set[int] = set()
+    for number in range(60):
+        streams = ["c/1", *(f"c/{stream}" for stream in range(2, dice.choice([3, 3, 30, 400])))]
+        size = dice.choice([1, 1, 100, 400])
+        rows = client.append_many([Write(name, small(1 + number % 2, payload=b"x" * size)) for name in streams])
+        ends.add(rows[0 if "stream" in scope else -1].last_position)
+        ends.add(client.append("c/1", [Event("t", b"x" * 40_000)] * dice.randrange(1, 10)).last_position)
+    kind, name = (STREAM, "c/1") if "stream" in scope else (CATEGORY, "c") if scope else (EVERYTHING, "")
+    pages = [page for page in Pager(client, Pages(kind, name)) if page]
+    assert len(pages) > 5
+    for page in pages:
+        assert page[-1].position in ends
+
+
+@pytest.mark.parametrize("size", [65_000, 66_000])
+def test_a_message_over_64_kib_carries_only_its_range(client: Client, size: int) -> None:
+    """§10: seen on the publishing socket itself."""
+    hello = client._hello()
+    with zmq.Context() as context, context.socket(zmq.SUB) as sub:
+        sub.setsockopt(zmq.LINGER, 0)
+        for topic in (b"A", b"Cc\0", b"Sc/1\0", b"H"):
+            sub.setsockopt(zmq.SUBSCRIBE, topic)
+        sub.connect(hello.endpoints[0][1])
+        assert sub.poll(5_000), "the first heartbeat shows that the subscription is in force"
+        sub.recv_multipart()
+        client.append_many([Write("c/1", [Event("t", b"x" * (size // 2))] * 2), Write("d/1", small(1))])
+        seen: dict[bytes, tuple[int, int, int, int, int]] = {}
+        while len(seen) < 3:
+            assert sub.poll(5_000)
+            topic, body = sub.recv_multipart()
+            if topic != b"H":
+                told = read_published(body)
+                seen[topic] = (told.start, told.stop, told.head, told.flags & BYTES_FOLLOW, len(body) - PUBLISHED.size)
+    bytes_follow = size < 65_536
+    for topic, stop in ((b"A", 3), (b"Cc\0", 2), (b"Sc/1\0", 2)):
+        assert seen[topic][:4] == (0, stop, 3, bytes_follow)
+        assert (seen[topic][4] > 0) == bytes_follow

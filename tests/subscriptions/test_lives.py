@@ -20,7 +20,7 @@ from tidelog import CaughtUp, Client, ClientClosed, DeadlineExceeded, Event
 
 Follow = Callable[..., Follower]
 Start = Callable[..., BrokerProcess]
-SCOPES = [{}, {"category": "c"}, {"stream": "c/1"}]
+SCOPES: list[dict[str, Any]] = [{}, {"category": "c"}, {"stream": "c/1"}]
 SCOPE_NAMES = ["everything", "category", "stream"]
 STREAMS = ["c/1", "c/2", "d/1", "plain"]
 
@@ -206,7 +206,7 @@ def test_a_subscription_made_while_the_broker_is_away_says_so_and_one_that_lives
 @pytest.mark.parametrize("scope", [*SCOPES, {"stream": "absent"}], ids=[*SCOPE_NAMES, "absent"])
 @pytest.mark.parametrize("away", [False, True], ids=["broker there", "broker killed"])
 def test_stop_from_another_thread_ends_the_iteration_at_once_and_keeps_the_position(
-    broker: BrokerProcess, client: Client, scope: dict[str, str], away: bool
+    broker: BrokerProcess, client: Client, scope: dict[str, Any], away: bool
 ) -> None:
     client.append("c/1", small(5))
     follower = Follower(client.subscribe(markers=True, **scope))
@@ -341,7 +341,7 @@ def test_a_thousand_subscriptions_that_end_leave_nothing_behind(broker: BrokerPr
             assert [next(sub).position for _ in range(3)] == [0, 1, 2]
             if number % 10 == 0:
                 client.append(f"n/{number}", Event("t"))
-    for number in range(10):
+    for _ in range(10):
         sub = client.subscribe(start="end")
         client.append("c/1", Event("t"))
         assert next(sub).stream == "c/1"
@@ -382,7 +382,7 @@ def test_ctrl_c_while_waiting_leaves_the_loop_and_the_process_ends(
 @pytest.mark.parametrize("markers", [False, True], ids=["events only", "with markers"])
 @pytest.mark.parametrize("scope", [{}, {"category": "c"}], ids=["everything", "category"])
 def test_ctrl_c_again_and_again_loses_and_doubles_nothing_for_who_iterates_on(
-    broker: BrokerProcess, client: Client, worker: Callable[..., Worker], markers: bool, scope: dict[str, str]
+    broker: BrokerProcess, client: Client, worker: Callable[..., Worker], markers: bool, scope: dict[str, Any]
 ) -> None:
     """Interrupts during history and live, at random moments; the same subscription goes on."""
     client.append("c/1", small(2_000))

@@ -17,7 +17,7 @@ from tidelog.reading import Pages
 from tidelog.wire import CATEGORY, EVERYTHING, STREAM
 
 Follow = Callable[..., Follower]
-SCOPES = [{}, {"category": "c"}, {"stream": "c/1"}]
+SCOPES: list[dict[str, Any]] = [{}, {"category": "c"}, {"stream": "c/1"}]
 SCOPE_NAMES = ["everything", "category", "stream"]
 SLOW_BEAT = ("--heartbeat-ms", "20000")
 PROMPT = 5.0
@@ -33,7 +33,7 @@ def expected_of(client: Client, start: int = 0, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_history_of_every_length_around_a_page_comes_in_order_then_one_caught_up_then_live(
-    client: Client, follow: Follow, scope: dict[str, str]
+    client: Client, follow: Follow, scope: dict[str, Any]
 ) -> None:
     """T-30: 0, 1, one page less one, one page, one page and one, many. The page is the one that the broker cuts."""
     kind, name = (STREAM, "c/1") if "stream" in scope else (CATEGORY, "c") if scope else (EVERYTHING, "")
@@ -112,7 +112,7 @@ def test_interleaved_streams_reach_each_subscriber_as_its_own_only(client: Clien
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_start_beyond_the_head_is_caught_up_at_once_and_delivers_nothing_below_it(
-    client: Client, follow: Follow, scope: dict[str, str]
+    client: Client, follow: Follow, scope: dict[str, Any]
 ) -> None:
     """T-32: head 5, subscribe from 100, append 200: caught up at once, first delivered is 100."""
     client.append("c/1", small(5))
@@ -130,7 +130,7 @@ def test_start_beyond_the_head_is_caught_up_at_once_and_delivers_nothing_below_i
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
-def test_start_inside_an_append_delivers_its_rest_only(client: Client, follow: Follow, scope: dict[str, str]) -> None:
+def test_start_inside_an_append_delivers_its_rest_only(client: Client, follow: Follow, scope: dict[str, Any]) -> None:
     """T-32: a start that is no edge of an append, in history and beyond the head."""
     client.append("c/1", small(10))
     history, ahead = follow(client, start=4, **scope), follow(client, start=14, markers=True, **scope)
@@ -181,7 +181,7 @@ def test_first_event_of_an_absent_stream_or_category_comes_without_waiting_for_a
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_live_events_come_at_once_after_caught_up_and_not_only_by_heartbeats(
-    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, str]
+    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, Any]
 ) -> None:
     """T-30: heartbeats every 20 s; an append at the very moment of CaughtUp, and every one after it, comes in 5 s."""
     broker = start_broker(*SLOW_BEAT)
@@ -203,7 +203,7 @@ def test_live_events_come_at_once_after_caught_up_and_not_only_by_heartbeats(
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_a_subscriber_that_leaves_does_not_slow_another_on_the_same_topic(
-    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, str]
+    start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, Any]
 ) -> None:
     """T-30: the broker goes on publishing a topic while one of its subscribers is left (heartbeat 20 s)."""
     broker = start_broker(*SLOW_BEAT)
@@ -243,7 +243,7 @@ def test_a_new_subscriber_is_heard_by_a_broker_that_never_rests(
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
-def test_start_end_gives_only_what_comes_after_the_call(client: Client, follow: Follow, scope: dict[str, str]) -> None:
+def test_start_end_gives_only_what_comes_after_the_call(client: Client, follow: Follow, scope: dict[str, Any]) -> None:
     client.append("c/1", small(30))
     follower = follow(client, start="end", **scope)
     assert follower.subscription.position == 30
@@ -281,7 +281,7 @@ def test_what_no_subscription_can_be_is_refused_at_the_call(client: Client, opti
 @pytest.mark.parametrize("start", [2**63 - 1, 2**63 - 2])
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_the_greatest_start_waits_for_ever_and_stops(
-    client: Client, follow: Follow, scope: dict[str, str], start: int
+    client: Client, follow: Follow, scope: dict[str, Any], start: int
 ) -> None:
     follower = follow(client, start=start, markers=True, checkpoint_idle=3600.0, **scope)
     client.append("c/1", small(3))
@@ -293,7 +293,7 @@ def test_the_greatest_start_waits_for_ever_and_stops(
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
-def test_position_is_the_next_one_after_every_single_event(client: Client, scope: dict[str, str]) -> None:
+def test_position_is_the_next_one_after_every_single_event(client: Client, scope: dict[str, Any]) -> None:
     """§10: in its unit; so a consumer can store it after each event and begin there again."""
     client.append("noise/1", small(3))
     client.append("c/1", small(40))
@@ -343,7 +343,7 @@ def test_names_that_begin_alike_are_not_mixed_up_and_the_longest_are_heard_at_on
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_types_are_exact_in_history_and_live_and_the_position_moves_over_what_is_filtered(
-    client: Client, follow: Follow, scope: dict[str, str]
+    client: Client, follow: Follow, scope: dict[str, Any]
 ) -> None:
     """§10: `position` moves over filtered events too, within a batch, a page and live."""
 
@@ -382,7 +382,7 @@ def test_a_filter_that_leaves_nearly_all_out_goes_through_a_long_history(client:
 
 @pytest.mark.parametrize("scope", SCOPES, ids=SCOPE_NAMES)
 def test_checkpoints_come_after_n_live_events_and_never_in_history(
-    client: Client, follow: Follow, scope: dict[str, str]
+    client: Client, follow: Follow, scope: dict[str, Any]
 ) -> None:
     """T-35: N = 10: behind every tenth live event, in the subscription's unit; 250 events of history bring none."""
     client.append("noise/1", small(7))

@@ -42,7 +42,9 @@ def follow(client: Client, until: int, **options: Any) -> None:
 
 def interrupts(client: Client, until: int, **options: Any) -> None:
     """Ctrl-C again and again; each time the same subscription is iterated on."""
-    times, seen, caught_up = 0, [], []
+    times = 0
+    seen: list[int] = []
+    caught_up: list[int] = []
     with client.subscribe(**options) as sub:
         say("begun")
         while not seen or seen[-1] < until - 1:

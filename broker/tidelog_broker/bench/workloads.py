@@ -21,7 +21,7 @@ from .report import Row, Sample, Target, percentile
 PAYLOAD = 256
 METADATA = 32
 SYNCS = 500
-RECEIVER_RATE = 2_000
+PUBLISH_RATE = 2_000
 SKIPPED = 200
 """Events that a subscriber takes before it measures."""
 DECODE_BYTES = 96 << 20
@@ -178,10 +178,11 @@ class Bench:
 
     def live(self) -> list[Row]:
         """From the call of append in one process to the event in another."""
-        return [self._live(1), self._live(8), self._live_max()]
+        return [self._live(1), self._live(8), self._live(1, wait=False), self._live_max()]
 
-    def _live(self, subscribers: int) -> Row:
+    def _live(self, subscribers: int, *, wait: bool = True) -> Row:
         count = self.size(8_000) + SKIPPED
+        what = f"live, {PUBLISH_RATE:,}/s to {subscribers} subscriber{'s' * (subscribers > 1)}{'' if wait else ', append_nowait'}, p50"
         with self.echo_server() as echo, self.broker() as (endpoint, _, _):
 
             def sample() -> Sample:
@@ -189,14 +190,13 @@ class Bench:
                 jobs = [
                     self.job("subscribe", endpoint, count=count, skip=SKIPPED, timed=True) for _ in range(subscribers)
                 ]
-                jobs.append(self.job("publish", endpoint, count=count, rate=RECEIVER_RATE, wait=True))
+                jobs.append(self.job("publish", endpoint, count=count, rate=PUBLISH_RATE, wait=wait))
                 *results, publisher = self.processes.work(jobs)
                 ages = [age for result in results for age in result["latencies"]]
                 extra = {"p99": percentile(ages, 99) / 1000, "late %": 100 * publisher["late"] / count}
                 return Sample(percentile(ages, 50) / 1000, limit, extra)
 
-            samples = self.repeated(f"W6 {subscribers} subscribers", sample)
-        what = f"live, {RECEIVER_RATE:,}/s to {subscribers} subscriber{'s' * (subscribers > 1)}, p50"
+            samples = self.repeated(f"W6 {what}", sample)
         return Row("W6", what, "µs", "echo + sync", samples)
 
     def _live_max(self) -> Row:
