@@ -100,14 +100,16 @@ def test_an_acknowledgement_and_its_publication_leave_behind_the_sync_with_one_w
     """T-14"""
     broker = traced(idle_mark_ms=3_600_000, heartbeat_ms=60_000)
     count = 20
-    with Client(broker.endpoint, timeout=30.0) as client, closing(RawClient(broker.endpoint, 30.0)) as raw:
-        with closing(raw.subscribe()) as everything:
-            assert everything.poll(10_000)
-            before = client.info()
-            for i in range(count):
-                client.append("s", Event("a", b"acknowledged %d" % i))
-                assert everything.poll(10_000)
-            after = client.info()
+    with (
+        Client(broker.endpoint, timeout=30.0) as client,
+        closing(RawClient(broker.endpoint, 30.0)) as raw,
+        closing(raw.subscribe()) as everything,
+    ):
+        assert everything.poll(10_000)
+        before = client.info()
+        for i in range(count):
+            client.append("s", Event("a", b"acknowledged %d" % i))
+        after = client.info()
     assert after["groups"] - before["groups"] == count
     assert after["syncs"] - before["syncs"] == count
     broker.kill()

@@ -182,7 +182,8 @@ class Bench:
 
     def _live(self, subscribers: int, *, wait: bool = True) -> Row:
         count = self.size(8_000) + SKIPPED
-        what = f"live, {PUBLISH_RATE:,}/s to {subscribers} subscriber{'s' * (subscribers > 1)}{'' if wait else ', append_nowait'}, p50"
+        whom = "1 subscriber" if subscribers == 1 else f"{subscribers} subscribers"
+        what = f"live, {PUBLISH_RATE:,}/s to {whom}{'' if wait else ' by append_nowait'}, p50"
         with self.echo_server() as echo, self.broker() as (endpoint, _, _):
 
             def sample() -> Sample:

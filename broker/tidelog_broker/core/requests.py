@@ -93,9 +93,9 @@ def query(request: tuple[Any, ...]) -> Query:
     if scope not in (EVERYTHING, CATEGORY, STREAM) or type(scope) is not int:
         raise InvalidArgument("scope is 0 everything, 1 category or 2 stream")
     if types is not None and (
-        type(types) is not tuple or not 1 <= len(types) <= TYPES_FILTER_MAX or set(map(type, types)) != {str}
+        type(types) is not tuple or len(types) > TYPES_FILTER_MAX or not set(map(type, types)) <= {str}
     ):
-        raise InvalidArgument(f"types is nil or 1 to {TYPES_FILTER_MAX} type names")
+        raise InvalidArgument(f"types is nil or at most {TYPES_FILTER_MAX} type names")
     if type(backwards) is not bool:
         raise InvalidArgument("backwards is a bool")
     return Query(
