@@ -19,7 +19,6 @@ from .endpoints import Endpoint
 from .server import Server
 
 STOP_DEADLINE_S = 4.5
-HANGING_SYNC_US = 1_000_000
 EXIT_IO = 74
 
 
@@ -75,29 +74,11 @@ class Health:
             self._server.request_stop()
 
     def _give_up(self) -> None:
-        hanging = self.sync_us() / 1e6
+        hanging = self._server.sync_us() / 1e6
         why = f"a data-sync has been running for {hanging:.1f} s" if hanging else "requests are still being answered"
         print(f"tidelog: stopping took too long: {why}; unanswered appends have an unknown outcome", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_IO)
-
-    def sync_us(self) -> int:
-        """How long the running sync has taken, in µs; 0 if none runs."""
-        since = self._server.syncing_since_ns
-        return (time.monotonic_ns() - since) // 1000 if since else 0
-
-    def verdict(self) -> tuple[bool, bool, str, int, int]:
-        """(live, ready, reason, head, µs of the running sync)"""
-        server = self._server
-        syncing = self.sync_us()
-        reason = ""
-        if server.stop_requested.is_set():
-            reason = "stopping"
-        elif syncing > HANGING_SYNC_US:
-            reason = f"a data-sync has been running for {syncing / 1e6:.1f} s"
-        elif server.store.log.full:
-            reason = "storage full"
-        return True, not reason, reason, server.store.index.head, syncing
 
     def _answer(self) -> None:
         frames = self._socket.recv_multipart()
@@ -107,7 +88,7 @@ class Health:
         try:
             for request in wire.unpack_requests(frames[1]):
                 if request[0] == wire.HEALTH:
-                    replies.append((request[1], 0, *self.verdict()))
+                    replies.append((request[1], 0, *self._server.verdict()))
                 else:
                     error = InvalidArgument("this socket answers only HEALTH")
                     replies.append((request[1], error.code, error.text, ()))

@@ -17,7 +17,7 @@ import zmq
 from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull
 
 from .config import Config
-from .core.broker import Broker, Identity, Request
+from .core.broker import Broker, Identity, Request, Verdict
 from .core.pages import Extent
 from .core.peers import Peer
 from .core.topics import EVERYTHING
@@ -37,6 +37,7 @@ ANSWERS_MAX = 64
 ANSWER_BYTES_MAX = 4 << 20
 """Reads answered between two groups: they must not hold up appends."""
 FULL_RETRY_MS = 1_000
+HANGING_SYNC_US = 1_000_000
 STOP_DRAIN_NS = 3_000_000_000
 """What is still unread then is left to the next broker: senders that never pause must not keep this one (health.py has
 the deadline)."""
@@ -57,7 +58,13 @@ class Server:
         self._started_ns = time.monotonic_ns()
         identity = Identity(store.log.log_id, os.urandom(16), VERSION, config.heartbeat_ms)
         self.broker = Broker(
-            identity, store.index, config.append_limits, store.log.body_bytes_max, store.append, self._info
+            identity,
+            store.index,
+            config.append_limits,
+            store.log.body_bytes_max,
+            store.append,
+            self._info,
+            self.verdict,
         )
         store.restore_ids(self.broker.appender)
         self._requests = self._socket(context, zmq.ROUTER)
@@ -156,6 +163,7 @@ class Server:
             self._send_replies()
             raise
         finally:
+            self._last_commit_ns = time.monotonic_ns()
             self.syncing_since_ns = 0
         broker.committed(*place)
         self._send_replies()
@@ -237,9 +245,15 @@ class Server:
             self._heartbeat(now_ns)
         if self.broker.waiting and min(row.deadline_ns for row in self.broker.waiting) <= now_ns:
             self.broker.wake(now_ns)
+        if log.unmarked and now_ns >= self._mark_due_ns():
+            log.mark()
         if log.full and now_ns >= self._next_retry_ns:
             self._next_retry_ns = now_ns + FULL_RETRY_MS * 1_000_000
             self._prepare.set()
+
+    def _mark_due_ns(self) -> int:
+        """When the last group gets its mark if no other comes before."""
+        return self._last_commit_ns + self._config.idle_mark_ms * 1_000_000
 
     def _heartbeat(self, now_ns: int) -> None:
         self._next_heartbeat_ns = now_ns + self._config.heartbeat_ms * 1_000_000
@@ -259,16 +273,14 @@ class Server:
             self._heartbeat(time.monotonic_ns())
 
     def _wait(self) -> None:
-        """Sleep until a message, a wake-up, or what is due next; an idle log gets its mark."""
+        """Sleep until a message, a wake-up, or what is due next."""
         now_ns = time.monotonic_ns()
         due_ns = self._next_heartbeat_ns
         if self.broker.waiting:
             due_ns = min(due_ns, min(row.deadline_ns for row in self.broker.waiting))
-        timeout = max(1, (due_ns - now_ns) // 1_000_000)
-        idle_mark = self.store.log.unmarked
-        ready = dict(self._poller.poll(min(timeout, self._config.idle_mark_ms) if idle_mark else timeout))
-        if not ready and idle_mark:
-            self.store.log.mark()
+        if self.store.log.unmarked:
+            due_ns = min(due_ns, self._mark_due_ns())
+        ready = dict(self._poller.poll(max(1, (due_ns - now_ns) // 1_000_000)))
         if self._publish in ready:
             self._subscriptions()
         if self.wake_fd in ready:
@@ -315,6 +327,23 @@ class Server:
     def close_sockets(self) -> None:
         self._requests.close()
         self._publish.close()
+
+    def sync_us(self) -> int:
+        """How long the running data-sync has taken, in µs; 0 if none runs. From any thread."""
+        since = self.syncing_since_ns
+        return (time.monotonic_ns() - since) // 1000 if since else 0
+
+    def verdict(self) -> Verdict:
+        """How this broker is. From any thread."""
+        syncing = self.sync_us()
+        reason = ""
+        if self.stop_requested.is_set():
+            reason = "stopping"
+        elif syncing > HANGING_SYNC_US:
+            reason = f"a data-sync has been running for {syncing / 1e6:.1f} s"
+        elif self.store.log.full:
+            reason = "storage full"
+        return Verdict(True, not reason, reason, self.store.index.head, syncing)
 
     def _info(self) -> dict[str, Any]:
         """Figures for people (INFO)."""

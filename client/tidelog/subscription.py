@@ -51,6 +51,12 @@ HEARTBEAT_TOPIC: Final = b"H"
 RECEIVE_MESSAGES_MAX: Final = 2_000
 """Messages that wait for a slow subscriber; more are dropped, and read instead. At 64 KiB each: 128 MiB."""
 SILENT_HEARTBEATS: Final = 3
+UNATTENDED: Final = 0.5
+"""Seconds in which this thread did not look (a slow consumer, a stopped process): silence proves nothing about them."""
+WAIT_MAX: Final = 1.0
+"""Seconds of one wait."""
+GRACE: Final = 1.0
+"""Seconds of looking after that, before silence counts again."""
 RETRY_FIRST: Final = 0.05
 RETRY_MAX: Final = 1.0
 
@@ -72,6 +78,8 @@ class Subscription:
     ) -> None:
         if scope != EVERYTHING:
             _check_name(name)
+        if types == ():
+            raise InvalidArgument("a subscription to no event type at all would never deliver anything")
         self._client = client
         self._scope, self._name = scope, name
         self._types = types
@@ -98,6 +106,7 @@ class Subscription:
         self._sub: Any = None
         self._sub_endpoint = ""
         self._heard = 0.0
+        self._looked = 0.0
         self._stopped = False
         self._error: TidelogError | None = None
         self._wakeup = Wakeup()
@@ -202,16 +211,16 @@ class Subscription:
         elif self._sub is None:
             self._open(now)
         else:
-            silent_at = self._heard + SILENT_HEARTBEATS * max(self._hello.heartbeat_ms / 1000, 0.1)
+            silent_at = self._silent_at(now, now - self._looked)
             due = min(self._follow.read_at, silent_at, self._checkpoint_at if self._markers else inf)
             if self._wait(due, now):
                 return
-            # Only when nothing else was to be done, or a consumer slower than the idle time would get nothing else.
-            now = monotonic()
-            if now >= silent_at:
+            asked, began, now = min(max(due - now, 0.0), WAIT_MAX), now, monotonic()
+            if now >= self._silent_at(now, now - began - asked):
                 self._heard = now
                 self._follow.silent(now)
             elif self._markers and now >= self._checkpoint_at:
+                # Only when nothing else was to be done, or a consumer slower than the idle time would get nothing else.
                 self._checkpoint(now)
 
     def _count(self) -> None:
@@ -338,12 +347,20 @@ class Subscription:
             self._sub.close(0)
             self._sub = None
 
+    def _silent_at(self, now: float, unattended: float) -> float:
+        """When the silence will have lasted too long; not soon after a time in which nobody looked."""
+        bearable = SILENT_HEARTBEATS * max(self._hello.heartbeat_ms / 1000, 0.1)
+        if unattended > UNATTENDED:
+            self._heard = max(self._heard, now + GRACE - bearable)
+        self._looked = now
+        return self._heard + bearable
+
     def _wait(self, until: float, now: float) -> bool:
         """Wait for a published message, a stop, or the time; → whether there was a message."""
         items: list[Any] = [(self._wakeup.fd, zmq.POLLIN)]
         if self._sub is not None and self._pager is None:
             items.append((self._sub, zmq.POLLIN))
-        wait_ms = 1000 if until == inf else min(max(ceil((until - now) * 1000), 0), 1000)
+        wait_ms = ceil(min(max(until - now, 0.0), WAIT_MAX) * 1000)
         for which, _ in zmq.zmq_poll(items, wait_ms):
             if which is self._sub:
                 self._receive()

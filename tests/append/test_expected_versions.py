@@ -197,7 +197,7 @@ def test_a_bare_assertion_that_fails_leaves_the_other_stream_unwritten(client: C
         client.stream_info(stream + "b")
     writes[place] = Write(stream, [], 3)
     done = client.append_many(writes)
-    assert done[place][:4] == (None, None, None, None)
+    assert set(done[place][:4]) == {None}
     assert done[1 - place][:4] == (head, head, 0, 0)
     assert client.stream_info(stream).last_version == 3
 

@@ -37,7 +37,8 @@ def region(*events: tuple[Any, Any, Any]) -> bytes:
     """(type, metadata, payload) …"""
     ids = b"".join(uuid4().bytes for _ in events)
     columns = [[event[i] for event in events] for i in range(3)]
-    return msgpack.packb([ids, columns[0], columns[1], columns[2]])
+    packed: bytes = msgpack.packb([ids, columns[0], columns[1], columns[2]])
+    return packed
 
 
 def test_an_event_of_exactly_the_limit_is_accepted_and_comes_back(client: Client, stream: str) -> None:

@@ -53,17 +53,10 @@ class World:
             {"what": "send", "number": 6, "at": 99, "writes": [["s", ids(9, 10)]]},
         ]
         self.seen = [
-            {
-                "what": "seen",
-                "at": 1,
-                "position": e.position,
-                "stream": e.stream,
-                "version": e.version,
-                "id": e.id.hex,
-                "whole": True,
-            }
-            for e in self.log
-        ]
+            {"what": "seen", "position": event.position, "stream": event.stream, "version": event.version,
+             "id": event.id.hex, "whole": True}
+            for event in self.log
+        ]  # fmt: skip
 
     def judged(self, folder: Path) -> list[str]:
         for name, rows in (("writer", self.notes), ("subscriber", self.seen)):

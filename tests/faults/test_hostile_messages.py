@@ -264,9 +264,14 @@ def test_the_health_socket_survives_what_is_no_question_about_health(small: Brok
         assert msgpack.unpackb(socket.recv())[0][:4] == [5, 0, True, True]
 
 
+def xsub() -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
+    return socket
+
+
 def test_what_is_sent_to_the_publishing_socket_is_no_message(small: BrokerProcess) -> None:
     """T-55: XSUB can send; subscriptions of any length and bytes are taken or ignored."""
-    with bystander(small), closing(zmq.Context.instance().socket(zmq.XSUB)) as socket:
+    with bystander(small), closing(xsub()) as socket:
         socket.set(zmq.LINGER, 0)
         socket.connect(small.endpoint + ".pub")
         for topic in (b"", b"A", b"\0", b"S" * 300, bytes(100_000), b"\xff" * 10):

@@ -55,7 +55,7 @@ def end(child: subprocess.Popen[bytes], patience: float) -> None:
     assert code == 0, child.stderr.read().decode()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(60 + 8 * ROUNDS)
 def test_every_acknowledged_append_survives_kills_at_random_and_subscribers_see_nothing_that_vanishes(
     new_broker: Callable[..., BrokerProcess], folder: Path
 ) -> None:

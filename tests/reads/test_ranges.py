@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.process import BrokerProcess
 from tidelog import Client, Event, InvalidArgument, Recorded, StreamNotFound, Write
 
 LARGEST = 2**63 - 1
+Read = Callable[..., list[Recorded]]
 
 
 def fill(client: Client, stream: str, count: int) -> int:
@@ -28,7 +30,7 @@ def test_a_stream_that_never_existed_is_not_found_and_a_category_without_events_
     client: Client, stream: str
 ) -> None:
     """T-27"""
-    for options in (
+    cases: tuple[dict[str, Any], ...] = (
         {},
         {"start": 0},
         {"start": LARGEST},
@@ -36,11 +38,12 @@ def test_a_stream_that_never_existed_is_not_found_and_a_category_without_events_
         {"backwards": True},
         {"types": ["a"]},
         {"types": []},
-    ):
+    )
+    for options in cases:
         with pytest.raises(StreamNotFound) as missing:
-            client.read_stream(stream, **options)  # type: ignore[arg-type]
+            client.read_stream(stream, **options)
         assert missing.value.stream == stream
-        assert list(client.read_category(stream.partition("/")[0], **options)) == []  # type: ignore[arg-type]
+        assert list(client.read_category(stream.partition("/")[0], **options)) == []
     with pytest.raises(StreamNotFound):
         client.stream_info(stream)
 
@@ -50,14 +53,16 @@ def test_a_range_at_or_beyond_the_end_and_a_limit_of_0_are_empty(client: Client,
     """T-27"""
     first = fill(client, stream, 5)
     head = client.head()
-    for start, end, read in (
+    category = stream.partition("/")[0]
+    reads: tuple[tuple[int, int, Read], ...] = (
         (0, 5, lambda **options: list(client.read_stream(stream, **options))),
         (first, head, lambda **options: list(client.read_all(**options))),
-        (first, head, lambda **options: list(client.read_category(stream.partition("/")[0], **options))),
-    ):
+        (first, head, lambda **options: list(client.read_category(category, **options))),
+    )
+    for start, end, read in reads:
 
-        def empty(read: Any = read, **options: Any) -> bool:
-            return read(backwards=backwards, **options) == []
+        def empty(read: Read = read, **options: Any) -> bool:
+            return not read(backwards=backwards, **options)
 
         assert empty(start=end)
         assert empty(start=end + 1)
@@ -79,31 +84,29 @@ def test_a_number_below_0_or_from_2_63_on_is_refused_by_library_and_broker(
 ) -> None:
     """T-27"""
     fill(client, stream, 1)
-    for read in (
-        lambda **options: client.read_stream(stream, **options),
-        lambda **options: client.read_all(**options),
-        lambda **options: client.read_category("c", **options),
-    ):
+    reads: tuple[Read, ...] = (
+        lambda **options: list(client.read_stream(stream, **options)),
+        lambda **options: list(client.read_all(**options)),
+        lambda **options: list(client.read_category("c", **options)),
+    )
+    for read in reads:
         with pytest.raises(InvalidArgument):
-            list(read(**{name: number}))
+            read(**{name: number})
     if isinstance(number, int) and number >= 2**64:
         return  # msgpack has no such integer
     for scope, target in ((0, ""), (1, "c"), (2, stream)):
-        fields = {"start": None, "stop": None, "limit": None, "wait_for": None, name: number}
+        row: dict[str, Any] = {
+            "start": None,
+            "stop": None,
+            "limit": None,
+            "backwards": False,
+            "types": None,
+            "wait_for": None,
+        }
+        row[name] = number
         with closing(RawClient(shared.endpoint)) as raw:
             with pytest.raises(Refused) as refused:
-                raw.call(
-                    4,
-                    0,
-                    scope,
-                    target,
-                    fields["start"],
-                    fields["stop"],
-                    fields["limit"],
-                    False,
-                    None,
-                    fields["wait_for"],
-                )
+                raw.call(4, 0, scope, target, *row.values())
             assert refused.value.code == 1
 
 

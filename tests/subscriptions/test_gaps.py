@@ -215,9 +215,10 @@ def test_a_stopped_subscriber_goes_on_by_itself_without_loss(
         assert subscriber.lines()[1:] == ["done 2004", "closed"]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 2.5], ids=["shortly", "longer than the silence borne"])
 @pytest.mark.parametrize("scope", [{}, {"stream": "c/1"}], ids=["everything", "stream"])
 def test_a_stopped_subscriber_that_wants_to_know_gets_lagged_with_its_next_position(
-    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, Any]
+    start_broker: Callable[..., BrokerProcess], worker: Callable[..., Worker], scope: dict[str, Any], seconds: float
 ) -> None:
     """T-33: and whoever subscribes from there misses nothing."""
     broker = start_broker("--queue-messages-max", "16")
@@ -229,6 +230,7 @@ def test_a_stopped_subscriber_that_wants_to_know_gets_lagged_with_its_next_posit
         subscriber.signal(signal.SIGSTOP)
         for _ in range(1_000):
             client.append("c/1", Event("t", b"x" * 8_000))
+        time.sleep(seconds)
         subscriber.signal(signal.SIGCONT)
         assert subscriber.saw("lagged", 10.0), (subscriber.lines(), subscriber.stderr())
         _, told, position, expected = subscriber.lines()[1].split()

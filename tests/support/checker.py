@@ -55,7 +55,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def read_notes(paths: Iterable[Path]) -> list[Noted]:
     """All appends of all writers."""
-    appends = []
+    appends: list[Noted] = []
     for path in paths:
         mine: dict[int, Noted] = {}
         for row in lines(path):
@@ -139,10 +139,10 @@ def _judge_append(verdict: Verdict, append: Noted, by_id: dict[str, Recorded]) -
             return
     if append.ended == "ack":
         at = 0
-        for (_, row), place in zip(append.writes, append.places, strict=True):
+        for (_, row), told in zip(append.writes, append.places, strict=True):
             one, last = there[at], there[at + len(row) - 1]
-            if [one.position, last.position, one.version, last.version] != place:
-                verdict.fault(f"{name} was told the places {place}, but stands at {one.position} … {last.position}")
+            if [one.position, last.position, one.version, last.version] != told:
+                verdict.fault(f"{name} was told the places {told}, but stands at {one.position} … {last.position}")
             at += len(row)
 
 
@@ -150,11 +150,10 @@ def _judge_order(verdict: Verdict, appends: list[Noted]) -> None:
     """Reply A received before request B was sent ⇒ position A < position B (spec §6), over all processes."""
     acknowledged = [append for append in appends if append.ended == "ack"]
     answered = sorted(acknowledged, key=lambda append: append.ended_at)
-    at = highest = 0
-    highest = -1
+    at, highest = 0, -1
     for append in sorted(acknowledged, key=lambda append: append.sent_at):
         while at < len(answered) and answered[at].ended_at < append.sent_at:
-            highest = max(highest, *(place[1] for place in answered[at].places))
+            highest = max(highest, max(place[1] for place in answered[at].places))
             at += 1
         if append.places[0][0] <= highest:
             verdict.fault(

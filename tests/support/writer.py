@@ -140,7 +140,12 @@ def subscribe(endpoint: str, log: Log, category: str, over: threading.Event) -> 
             log.note(what="waiting", error=str(error))
     else:
         return
-    threading.Thread(target=lambda: (over.wait(), subscription.stop()), daemon=True).start()
+
+    def stop() -> None:
+        over.wait()
+        subscription.stop()
+
+    threading.Thread(target=stop, daemon=True).start()
     for event in subscription:
         log.note(what="seen", position=event.position, stream=event.stream, version=event.version, id=event.id.hex,
                  whole=event.payload == payload_of(event.id.bytes))  # fmt: skip

@@ -13,7 +13,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tidelog import limits
-from tidelog.errors import HelloRequired, InvalidArgument, OutcomeUnknown, StreamNotFound, TidelogError, Unavailable
+from tidelog.errors import (
+    HelloRequired,
+    InvalidArgument,
+    OutcomeUnknown,
+    Overloaded,
+    StreamNotFound,
+    TidelogError,
+    Unavailable,
+)
 
 from . import requests as wire
 from .appender import Appender, AppendLimits, GroupFull, StoredAppend
@@ -36,6 +44,16 @@ class Identity(NamedTuple):
     heartbeat_ms: int
 
 
+class Verdict(NamedTuple):
+    """What HEALTH answers; `sync_us`: µs that the running data-sync has taken, 0 if none runs."""
+
+    live: bool
+    ready: bool
+    reason: str
+    head: int
+    sync_us: int
+
+
 class Waiting(NamedTuple):
     """A request that waits until head > position, at most until `deadline_ns`."""
 
@@ -46,7 +64,7 @@ class Waiting(NamedTuple):
 
 
 class Broker:
-    """The broker's state. One thread calls it; `endpoints` and `info` are given by the server."""
+    """The broker's state. One thread calls it; `endpoints`, `info` and `verdict` are given by the server."""
 
     def __init__(
         self,
@@ -56,6 +74,7 @@ class Broker:
         body_bytes_max: int,
         stored: StoredAppend,
         info: Callable[[], dict[str, Any]],
+        verdict: Callable[[], Verdict],
     ) -> None:
         self.identity = identity
         self.index = index
@@ -72,6 +91,7 @@ class Broker:
         self.refused = 0
         self._stored = stored
         self._info = info
+        self._verdict = verdict
         self._now = 0
 
     # -- taking messages
@@ -217,8 +237,7 @@ class Broker:
                 raise OutcomeUnknown("the append was accepted by another boot or generation of the broker")
             return (request_id, 0, index.head), None
         if kind == wire.HEALTH:
-            reason = "stopping" if self.stopping else ""
-            return (request_id, 0, True, not self.stopping, reason, index.head, 0), None
+            return (request_id, 0, *self._verdict()), None
         raise InvalidArgument(f"requests of kind {kind} are not built in this version")
 
     def _ends(self, stream: Stream) -> tuple[int, int, bool]:
@@ -251,7 +270,7 @@ class Broker:
         if wire.integer(position, "wait_for") < self.index.head:
             return False
         if len(self.waiting) >= WAITING_MAX:
-            raise Unavailable("too many requests wait for a position", "timeout")
+            raise Overloaded("too many requests wait for a position; ask again later, without wait_for")
         self.waiting.append(Waiting(position, now_ns + milliseconds * 1_000_000, peer, request))
         return True
 
