@@ -30,7 +30,19 @@ from .errors import (
     from_wire,
 )
 from .limits import IN_FLIGHT_MAX, MESSAGE_REQUESTS_MAX
-from .wire import APPEND, HELLO, PING, PROTOCOL, WITHOUT_DEADLINE, Hello, join_requests, pack, read_hello, read_replies
+from .wire import (
+    APPEND,
+    HELLO,
+    PING,
+    PROTOCOL,
+    WITHOUT_DEADLINE,
+    Hello,
+    array_header,
+    join_requests,
+    pack,
+    read_hello,
+    read_replies,
+)
 
 MESSAGE_BYTES_AIM: Final = 1 << 20
 """A message is closed beyond this; one larger request still travels alone."""
@@ -53,13 +65,16 @@ class State(Enum):
     READY = 2
 
 
+READY: Final = State.READY
+"""A name of its own: looking it up in the class costs as much as a call."""
+
+
 class Call:
     """One request until it is settled. A driver's future inherits from it and overrides `wake`."""
 
     # Defaults stand in the class: most calls never have one of these set, and a call is made for every append.
     id = 0
     known_head: int | None = None
-    packed = b""
     sent = False
     settled = False
     retries = 0
@@ -96,6 +111,7 @@ class Exchange:
         self.table: dict[int, Call] = {}
         self.queue: list[Call] = []
         self.queue_bytes = 0
+        self._packed: list[bytes] = []
         self.in_flight_max = IN_FLIGHT_MAX
         self.closed: TidelogError | None = None
         self._later: list[tuple[float, Call]] = []
@@ -126,7 +142,7 @@ class Exchange:
         self._next_id = call.id = self._next_id + 1
         if not self.table:
             self._heard = now
-        if self.state is State.READY:
+        if self.state is READY:
             self._enqueue(call, now)
         else:
             pack(call.fields)  # what can't be packed is refused here, where its caller still listens
@@ -162,17 +178,20 @@ class Exchange:
     def _enqueue(self, call: Call, now: float) -> None:
         """Pack the call as of now and queue it. Sent again, an append says which head it knew at first."""
         left = call.deadline - now
-        wait_ms = 0 if left == inf else max(1, int(left * 1000))
+        wait_ms = 0 if left == inf else int(left * 1000) or 1
         if call.kind == APPEND:
-            if call.known_head is None:
+            if call.sent:
+                resend_head = call.known_head
+            else:
                 call.known_head = self.head
-            packed = pack((APPEND, call.id, wait_ms, call.known_head if call.sent else None, *call.fields))
+                resend_head = None
+            packed = pack((APPEND, call.id, wait_ms, resend_head, *call.fields))
         elif call.kind in WITHOUT_DEADLINE:
             packed = pack((call.kind, call.id, *call.fields))
         else:
             packed = pack((call.kind, call.id, wait_ms, *call.fields))
-        call.packed = packed
         self.queue.append(call)
+        self._packed.append(packed)
         self.queue_bytes += len(packed)
 
     # Connection
@@ -204,6 +223,7 @@ class Exchange:
             return
         self.state = State.IDLE
         self.queue.clear()
+        self._packed.clear()
         self.queue_bytes = 0
         self._ping = None
         self._pinged_at = inf
@@ -219,32 +239,30 @@ class Exchange:
                 return None
             self._greeted_at = now
             return self._greeting
-        queue = self.queue
+        queue, packed = self.queue, self._packed
         if not queue:
             return None
-        if len(queue) <= MESSAGE_REQUESTS_MAX and self.queue_bytes <= MESSAGE_BYTES_AIM:
-            self.queue = []
-            self.queue_bytes = 0
-        else:
-            queue = self._take_some()
-        self._fresh = [call for call in queue if not call.sent]
-        frame = join_requests([call.packed for call in queue])
-        for call in queue:
+        count = len(queue)
+        if count > MESSAGE_REQUESTS_MAX or self.queue_bytes > MESSAGE_BYTES_AIM:
+            count = self._fitting()
+        self.queue, self._packed = queue[count:], packed[count:]
+        taken = queue[:count]
+        frame = join_requests(packed[:count])
+        self.queue_bytes -= len(frame) - len(array_header(count))
+        self._fresh = fresh = [call for call in taken if not call.sent]
+        for call in fresh:
             call.sent = True
-            call.packed = b""
         return frame
 
-    def _take_some(self) -> list[Call]:
+    def _fitting(self) -> int:
+        """How many of the queue fit into one message; at least one."""
         size = count = 0
-        for call in self.queue:
-            size += len(call.packed)
+        for packed in self._packed:
+            size += len(packed)
             if count and (size > MESSAGE_BYTES_AIM or count == MESSAGE_REQUESTS_MAX):
-                size -= len(call.packed)
                 break
             count += 1
-        taken, self.queue = self.queue[:count], self.queue[count:]
-        self.queue_bytes -= size
-        return taken
+        return count
 
     def refused(self, now: float) -> None:
         """The socket did not take the last frame: with IMMEDIATE set, there is no connection behind it."""
@@ -277,17 +295,20 @@ class Exchange:
                 last = table.get(replies[-1][0])
                 if last is not None:
                     last.bulk = bulk
+            hello = self.hello
             for reply in replies:
                 call = table.get(reply[0])
-                if call is None:
-                    self._stray(reply, ping, now)
-                elif reply[1] == 0:
+                if call is not None and reply[1] == 0:
                     call.reply = reply
-                    call.hello = self.hello
+                    call.hello = hello
                     call.settled = True
                     del table[reply[0]]
                     if call.waiters is not None:
                         call.wake()
+                    continue
+                if call is None:
+                    self._stray(reply, ping, now)
+                    hello = self.hello
                 else:
                     self._refuse(call, reply, now)
                 if self._lost():

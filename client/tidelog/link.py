@@ -28,11 +28,13 @@ from .wire import APPEND
 # As plain integers: pyzmq's enum flags cost 350 ns each time they are combined.
 NOBLOCK: Final = int(zmq.NOBLOCK)
 POLLIN: Final = int(zmq.POLLIN)
+RCVMORE: Final = int(zmq.RCVMORE)
 POLLIN_POLLOUT: Final = int(zmq.POLLIN | zmq.POLLOUT)
 POLL_MS_MAX: Final = 250
 FLUSH_REQUESTS: Final = 32
 FLUSH_BYTES: Final = 256 << 10
 KEEPER_TICK: Final = 0.004
+KEEPER_TICK_MAX: Final = 0.064
 CLOSE_WAIT: Final = 1.0
 
 T = TypeVar("T")
@@ -142,6 +144,7 @@ class Link:
         self._socket: Any = None
         self._incarnation = 0
         self._wakeup = Wakeup()
+        self._watched: list[Any] = [(self._wakeup.fd, POLLIN)]
         self._keeper: Thread | None = None
         self._keeping = False
         self._park = Lock()
@@ -323,6 +326,8 @@ class Link:
                 return
             try:
                 self._socket.send(frame, NOBLOCK)
+                if not exchange.queue:
+                    return
             except zmq.Again:
                 with self._mutex:
                     exchange.refused(monotonic())
@@ -348,6 +353,7 @@ class Link:
             socket.close(0)
             raise InvalidArgument(f"can't connect to {self.endpoint}: {error}") from None
         self._socket = socket
+        self._watched = [(self._wakeup.fd, POLLIN), (socket, POLLIN)]
 
     def _step(self, until: float) -> None:
         """Send what is queued, wait for one message (not beyond `until`), take it in, look at the clock."""
@@ -361,10 +367,15 @@ class Link:
             self._asleep = True
             writable = exchange.wants_writable
             socket = self._socket if exchange.state is not State.IDLE else None
-        wait_ms = POLL_MS_MAX if due == inf else min(max(ceil((due - now) * 1000), 0), POLL_MS_MAX)
-        items: list[Any] = [(self._wakeup.fd, POLLIN)]
-        if socket is not None:
-            items.append((socket, POLLIN_POLLOUT if writable else POLLIN))
+        wait_ms = POLL_MS_MAX
+        if due - now < POLL_MS_MAX / 1000:
+            wait_ms = max(ceil((due - now) * 1000), 0)
+        if socket is None:
+            items = self._watched[:1]
+        elif writable:
+            items = [*self._watched[:1], (socket, POLLIN_POLLOUT)]
+        else:
+            items = self._watched
         try:
             ready = zmq.zmq_poll(items, wait_ms)
         finally:
@@ -390,9 +401,9 @@ class Link:
         try:
             frame = socket.recv(NOBLOCK)
             bulk = b""
-            if socket.getsockopt(zmq.RCVMORE):
+            if socket.getsockopt(RCVMORE):
                 bulk = socket.recv(NOBLOCK)
-                while socket.getsockopt(zmq.RCVMORE):
+                while socket.getsockopt(RCVMORE):
                     socket.recv(NOBLOCK)
         except zmq.Again:
             return
@@ -413,18 +424,26 @@ class Link:
                 self._park.release()
 
     def _keep(self) -> None:
-        """The keeper's life: a short step every tick in which nobody else made one."""
+        """The keeper's life: a short step every tick in which nobody else made one.
+
+        While others do, it looks ever less often: waking up for nothing costs the threads that work.
+        """
+        tick = KEEPER_TICK
         while True:
             steps = self._steps
-            sleep(KEEPER_TICK)
+            sleep(tick)
             with self._mutex:
                 if self.exchange.closed is not None:
                     return
                 self._keeping = self.exchange.busy()
             if not self._keeping:
                 self._park.acquire()
+                tick = KEEPER_TICK
             elif steps == self._steps:
                 self._keep_once()
+                tick = KEEPER_TICK
+            else:
+                tick = min(2 * tick, KEEPER_TICK_MAX)
 
     def _keep_once(self) -> None:
         lead = False

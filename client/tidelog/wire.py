@@ -143,7 +143,7 @@ def read_replies(frame: bytes) -> tuple[tuple[Any, ...], ...]:
         replies = msgpack.unpackb(frame, use_list=False)
     except Exception as error:  # msgpack raises a dozen kinds on foreign bytes
         raise ProtocolMismatch(f"a reply can't be read: {type(error).__name__}") from None
-    if type(replies) is not tuple or not all(type(reply) is tuple and len(reply) >= 2 for reply in replies):
+    if type(replies) is not tuple or set(map(type, replies)) - {tuple} or min(map(len, replies), default=2) < 2:
         raise ProtocolMismatch("a reply message is not an array of replies")
     return replies
 

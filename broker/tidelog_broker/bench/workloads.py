@@ -194,7 +194,7 @@ class Bench:
                 jobs.append(self.job("publish", endpoint, count=count, rate=PUBLISH_RATE, wait=wait))
                 *results, publisher = self.processes.work(jobs)
                 ages = [age for result in results for age in result["latencies"]]
-                extra = {"p99": percentile(ages, 99) / 1000, "late %": 100 * publisher["late"] / count}
+                extra = {"p99": percentile(ages, 99) / 1000, "appended/s": rate([publisher])}
                 return Sample(percentile(ages, 50) / 1000, limit, extra)
 
             samples = self.repeated(f"W6 {what}", sample)
