@@ -118,8 +118,9 @@ class Client:
         these cases nothing was written. OutcomeUnknown, and DeadlineExceeded with `maybe_applied`, leave it open; a
         repeat settles it if the events carry ids of yours.
         """
-        call = self._append_call(stream, events, expected_version, durability, timeout)
-        self._link.submit(call)
+        now = monotonic()
+        call = self._append_call(stream, events, expected_version, durability, timeout, now)
+        self._link.submit(call, now)
         return call.result()
 
     def append_nowait(
@@ -132,8 +133,9 @@ class Client:
     ) -> Future[Appended]:
         """Like `append`, but returns a future at once: the append is sent, sent again and answered though nobody asks
         the future. Blocks only while as many calls are under way as the broker allows (4,096)."""
-        call = self._append_call(stream, events, expected_version, durability, timeout)
-        self._link.submit_unattended(call)
+        now = monotonic()
+        call = self._append_call(stream, events, expected_version, durability, timeout, now)
+        self._link.submit_unattended(call, now)
         return call
 
     def append_many(
@@ -154,13 +156,13 @@ class Client:
         return self._call(APPEND, fields, _appended_rows, timeout).result()
 
     def _append_call(
-        self, stream: Any, events: Any, expected: Any, durability: str, timeout: float | None
+        self, stream: Any, events: Any, expected: Any, durability: str, timeout: float | None, now: float
     ) -> Future[Appended]:
         if type(stream) is not str:
             stream = stream_name(stream)
-        region = pack_event(events, self._ids) if isinstance(events, Event) else pack_events(events, self._ids)
+        region = pack_event(events, self._ids) if type(events) is Event else pack_events(events, self._ids)
         word = None if expected is ANY else expected_wire(expected)
-        deadline = monotonic() + (self.timeout if timeout is None else _seconds(timeout))
+        deadline = now + (self.timeout if timeout is None else _seconds(timeout))
         level = 0 if durability == "durable" else _durability(durability)
         return Future(self._link, APPEND, (level, None, None, ((stream, word, region),)), deadline, _appended)
 
@@ -360,7 +362,7 @@ class Client:
     ) -> Future[T]:
         deadline = monotonic() + (self.timeout if timeout is None else _seconds(timeout))
         call = Future(self._link, kind, fields, deadline, shape)
-        self._link.submit(call)
+        self._link.submit(call, monotonic())
         return call
 
 
@@ -429,7 +431,7 @@ class Pager:
     def _ask(self, fields: tuple[Any, ...] | None, deadline: float) -> None:
         if fields is not None:
             call = Future(self._link, READ, fields, deadline, _whole)
-            self._link.submit(call, push=True)
+            self._link.submit(call, monotonic(), push=True)
             self._call = call
 
 

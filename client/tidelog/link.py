@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 import zmq
 
 from .errors import ClientClosed, DeadlineExceeded, InvalidArgument, ProtocolMismatch, TidelogError, UsedAfterFork
-from .exchange import Call, Exchange, State, closed_error
+from .exchange import READY, Call, Exchange, State, closed_error
 from .wire import APPEND
 
 # As plain integers: pyzmq's enum flags cost 350 ns each time they are combined.
@@ -152,27 +152,29 @@ class Link:
 
     # Calls
 
-    def submit(self, call: Call, push: bool = False) -> None:
+    def submit(self, call: Call, now: float, push: bool = False) -> None:
         """Take a call; with `push` it is sent at once, else by whoever leads next.
 
         Waits while as many are in flight as the broker allows. Raises ClientClosed, UsedAfterFork, InvalidArgument.
         """
-        while not self._take_in(call):
+        while not self._take_in(call, now):
             self._wait_for_room(call)
+            now = monotonic()
         if push:
             self.push()
 
-    def submit_unattended(self, call: Call) -> None:
+    def submit_unattended(self, call: Call, now: float) -> None:
         """Take a call that nobody may ever wait for: buffered while others are in flight, and kept by the keeper."""
-        while not self._take_in(call):
+        while not self._take_in(call, now):
             self._wait_for_room(call)
+            now = monotonic()
         exchange = self.exchange
         if len(exchange.table) == 1 or len(exchange.queue) >= FLUSH_REQUESTS or exchange.queue_bytes >= FLUSH_BYTES:
             self.push()
         if not self._keeping:
             self._unpark()
 
-    def _take_in(self, call: Call) -> bool:
+    def _take_in(self, call: Call, now: float) -> bool:
         if os.getpid() != self.pid:
             raise UsedAfterFork("this client belongs to the parent process; make one in this process")
         exchange = self.exchange
@@ -180,7 +182,7 @@ class Link:
             with self._mutex:
                 if len(exchange.table) >= exchange.in_flight_max:
                     return False
-                exchange.submit(call, monotonic())
+                exchange.submit(call, now)
                 if self._asleep:
                     self._asleep = False
                     self._wakeup.set()
@@ -358,11 +360,13 @@ class Link:
     def _step(self, until: float) -> None:
         """Send what is queued, wait for one message (not beyond `until`), take it in, look at the clock."""
         exchange = self.exchange
-        self._flush_or_doubt()
+        # Looked at without the mutex: what comes in behind this look makes the poll below return at once.
+        if exchange.queue or exchange.state is not READY:
+            self._flush_or_doubt()
         with self._mutex:
             now = monotonic()
             due = min(until, exchange.timer(now))
-            if exchange.queue and exchange.state is State.READY:
+            if exchange.queue and exchange.state is READY:
                 due = now
             self._asleep = True
             writable = exchange.wants_writable

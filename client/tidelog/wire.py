@@ -195,13 +195,15 @@ def pack_event(event: Event, ids: IdPool) -> bytes:
         raise InvalidArgument(f"an event type is valid Unicode: {error}") from None
 
 
-def pack_events(events: Iterable[Event], ids: IdPool) -> bytes:
+def pack_events(events: Event | Iterable[Event], ids: IdPool) -> bytes:
     """Events → the events region (FORMAT.md §3.1); ids are made where an event has none.
 
     Raises InvalidArgument (no events, or values of the wrong type) and AppendTooLarge (over the fixed ceilings, which
     no setting of a broker can lift; its own limits are the broker's to check).
     """
     try:
+        if isinstance(events, Event):
+            events = (events,)
         events = events if type(events) is list else list(events)
         if len(events) == 1 and type(events[0]) is Event:
             return pack_event(events[0], ids)
