@@ -112,6 +112,7 @@ class Exchange:
         self.queue: list[Call] = []
         self.queue_bytes = 0
         self._packed: list[bytes] = []
+        self._stale = False
         self.in_flight_max = IN_FLIGHT_MAX
         self.closed: TidelogError | None = None
         self._later: list[tuple[float, Call]] = []
@@ -171,6 +172,7 @@ class Exchange:
         if not call.settled:
             call.error = error
             call.settled = True
+            self._stale = True
         self.table.pop(call.id, None)
         if call.waiters is not None:
             call.wake()
@@ -239,6 +241,8 @@ class Exchange:
                 return None
             self._greeted_at = now
             return self._greeting
+        if self._stale:
+            self._drop_settled()
         queue, packed = self.queue, self._packed
         if not queue:
             return None
@@ -253,6 +257,14 @@ class Exchange:
         for call in fresh:
             call.sent = True
         return frame
+
+    def _drop_settled(self) -> None:
+        """What was settled while it waited must not be sent: its caller was told that it is not in the log."""
+        self._stale = False
+        live = [row for row in zip(self.queue, self._packed, strict=True) if not row[0].settled]
+        self.queue = [call for call, _ in live]
+        self._packed = [packed for _, packed in live]
+        self.queue_bytes = sum(map(len, self._packed))
 
     def _fitting(self) -> int:
         """How many of the queue fit into one message; at least one."""

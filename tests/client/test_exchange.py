@@ -395,3 +395,14 @@ def test_timer_is_never_later_than_a_deadline_or_a_retry(peer: Peer) -> None:
     peer.connect()
     peer.reply(call.id, 10, "", ["starting"])
     assert peer.exchange.timer(peer.now) <= peer.now + 0.1
+
+
+def test_a_call_that_ended_in_the_queue_is_never_sent(peer: Peer) -> None:
+    peer.head()
+    peer.connect()
+    first, late, last = peer.append(), peer.append(timeout=0.1), peer.append()
+    peer.now += 0.2
+    peer.exchange.tick(peer.now)
+    assert isinstance(late.error, DeadlineExceeded)
+    assert not late.error.maybe_applied
+    assert [request[1] for request in peer.sent()] == [first.id, last.id]

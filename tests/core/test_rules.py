@@ -18,6 +18,7 @@ from tidelog.errors import (
 )
 from tidelog_broker.core import pages
 from tidelog_broker.core.appender import Appender, AppendLimits, GroupFull
+from tidelog_broker.core.broker import Broker, Identity, Verdict
 from tidelog_broker.core.idwindow import generations
 from tidelog_broker.core.index import Index
 from tidelog_broker.core.pages import Query, cut_page
@@ -317,6 +318,14 @@ def test_published_ranges_of_each_topic_join_without_a_gap() -> None:
     assert ends[b"Sa/1\0"] == memory.index.streams["a/1"].next_version
 
 
+def with_maps(rnd: random.Random, first_id: int) -> bytes:
+    """A region with maps where arrays belong: iterating over a map gives its keys, so it may pass for an array."""
+    payloads = rnd.choice([[b"p"], {b"p": 1}, {b"p": {}}])
+    metadata = rnd.choice([None, [b"m"], {b"m": 1}])
+    packed: bytes = msgpack.packb([first_id.to_bytes(16, "big"), rnd.choice(["t", {"t": 1}]), metadata, payloads])
+    return packed
+
+
 def random_request(rnd: random.Random) -> tuple[Any, ...]:
     """A request that is plain, nearly plain, or not at all, as it comes out of msgpack."""
     count = rnd.choice([1, 1, 1, 1, 2])
@@ -327,7 +336,7 @@ def random_request(rnd: random.Random) -> tuple[Any, ...]:
     if rnd.random() < 0.1:
         at = rnd.randrange(len(events))
         events = events[:at] + bytes([rnd.randrange(256)]) + events[at + rnd.randrange(2) :]
-    events = rnd.choice([events] * 20 + [None, 5, "text", b""])
+    events = rnd.choice([events] * 20 + [None, 5, "text", b"", with_maps(rnd, first_id)])
     name = rnd.choice(["a", "b/1", "c", "c", "d\x01", 7])
     expected = rnd.choice([None, None, None, True, False, 0, 1, 2, 3, -1, 1.0, 2**63])
     writes: Any = [(name, expected, events)] * rnd.choice([1] * 20 + [0, 2])
@@ -366,3 +375,42 @@ def test_the_short_way_of_plain_appends_decides_nothing_of_its_own(seed: int) ->
                 long.commit()
     assert short.bytes == long.bytes
     assert short.index.head > 100
+
+
+def test_maps_are_no_columns_in_the_short_way_either() -> None:
+    memory = Memory()
+    memory.admit(("a", None, memory.events(1)))
+    memory.commit()
+    for region_of_maps in (
+        msgpack.packb([b"i" * 16, "t", None, {b"p": b"v"}]),
+        msgpack.packb([b"i" * 16, "t", {b"m": b"v"}, [b"p"]]),
+        msgpack.packb([b"i" * 16, "t", None, {b"p": b"v" * 100_000}]),
+    ):
+        with pytest.raises(InvalidArgument):
+            memory.admit(("a", None, region_of_maps))
+
+
+def test_appends_that_wait_for_the_next_group_are_all_admitted_in_their_order() -> None:
+    index = Index()
+    broker = Broker(
+        Identity(b"l" * 16, b"b" * 16, "0", 500), index, AppendLimits(), 2_000, lambda _: [], dict, _verdict
+    )
+    hello = msgpack.packb([(1, 1, "tidelog", 1, b"c" * 16, 1)])
+    broker.begin(1)
+    broker.take(b"id", hello)
+    rows = [(3, 10 + n, 0, None, 0, None, None, [("s", None, region(n, ["t"], [b""], [b"x" * 600]))]) for n in range(9)]
+    broker.take(b"id", msgpack.packb(rows))
+    groups = 0
+    while broker.appender.parts:
+        broker.committed(1, 4_096)
+        groups += 1
+        assert groups < 20
+        broker.begin(1 + groups)
+    assert groups == 5
+    peer = broker.peers.find(b"id")
+    assert peer is not None
+    assert [(reply[0], reply[4]) for reply in peer.fated] == [(10 + n, n) for n in range(9)]
+
+
+def _verdict() -> Verdict:
+    return Verdict(True, True, "", 0, 0)

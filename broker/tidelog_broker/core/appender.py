@@ -121,8 +121,10 @@ class Appender:
             _, request_id, _, resend_head, durability, session, cursor, ((name, expected, region),) = request
             if not region.startswith(_ONE_EVENT):
                 return None
-            event_id, kind, metadata, (payload,) = _unpack(region, use_list=False)
-            (extra,) = _NO_METADATA if metadata is None else metadata
+            event_id, kind, metadata, payloads = _unpack(region, use_list=False)
+            if metadata is None:
+                metadata = _NO_METADATA
+            (payload,), (extra,) = payloads, metadata
             type_bytes, signature = self._types[kind]
             stream = self.index.streams[name]
         except Exception:
@@ -132,6 +134,8 @@ class Appender:
         size = len(region) + len(name) * 4 + HEADER_BYTES + 4
         if (
             type(event_id) is not bytes
+            or type(payloads) is not tuple  # a map of one would have unpacked too
+            or type(metadata) is not tuple
             or type(payload) is not bytes
             or type(extra) is not bytes
             or resend_head is not None

@@ -100,9 +100,10 @@ class Broker:
         """A new drain: appends admitted from here on are recorded at `now_us`, or at the last time if that is later."""
         self._now = self.index.recorded_at = max(now_us, self.index.recorded_at)
         while self.backlog:
-            peer, request = self.backlog.popleft()
-            if peer.alive and not self._append(peer, request):
+            peer, request = self.backlog[0]
+            if peer.alive and not self._admit(peer, request):
                 break
+            self.backlog.popleft()
 
     def take(self, identity: bytes, frame: bytes) -> None:
         """One message. Whatever it holds, it costs its sender an error and nobody else anything."""
@@ -131,19 +132,20 @@ class Broker:
             else:
                 self.say(peer, _refusal(request[1], InvalidArgument(f"there is no request of kind {kind}")))
 
-    def _append(self, peer: Peer, request: Request) -> bool:
-        """Admit one append; False when it has to wait for the next group."""
-        if self.backlog:
+    def _append(self, peer: Peer, request: Request) -> None:
+        """Admit one append, or keep it for the next group: behind one that waits, all wait."""
+        if self.backlog or not self._admit(peer, request):
             self.backlog.append((peer, request))
-            return False
+
+    def _admit(self, peer: Peer, request: Request) -> bool:
+        """Stage or refuse one append; False when the group is full."""
         try:
             reply, fated = self.appender.admit(request, self._now, self.generation)
         except GroupFull:
-            self.backlog.append((peer, request))
             return False
         except TidelogError as error:
             self.refused += 1
-            reply, fated = _refusal(request[1], error), getattr(error, "shares_fate", False)
+            reply, fated = _refusal(request[1], error), error.shares_fate
         if not (peer.fated or peer.ready):
             self.touched.append(peer)
         (peer.fated if fated else peer.ready).append(reply)
