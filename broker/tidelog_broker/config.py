@@ -120,6 +120,12 @@ def load_config(
         numbers[setting.name] = setting.default if value is None else _number(setting, value)
     if numbers["align"] & (numbers["align"] - 1):
         raise WrongSetting(f"align: {numbers['align']} is not a power of two")
+    least = numbers["append_bytes_max"] + MIB
+    if numbers["message_bytes_max"] < least:
+        raise WrongSetting(
+            f"message_bytes_max: {numbers['message_bytes_max']} is too small for appends of {numbers['append_bytes_max']} "
+            f"bytes (append_bytes_max): at least {least}"
+        )
     flags = {}
     for name in FLAGS:
         value = _first(given.get(name) or None, environment.get(f"TIDELOG_{name.upper()}"), rows.get(name))

@@ -63,7 +63,11 @@ class Health:
             if self._signals.fileno() in events:
                 self._signalled(self._signals.recv(64))
             if self._socket in events:
-                self._answer()
+                try:
+                    self._answer()
+                except (zmq.ZMQError, ValueError, TypeError) as error:
+                    # This thread also turns signals into a stop: no question may end it.
+                    print(f"tidelog: a health request could not be answered: {error}", file=sys.stderr, flush=True)
             if self._deadline and time.monotonic() > self._deadline:
                 self._give_up()
         self._socket.close()

@@ -154,6 +154,7 @@ class Log(OpenFiles):
                     self._full = True
                     return False
                 return True
+            self._full = False
         return False
 
     @property
@@ -216,15 +217,19 @@ class Log(OpenFiles):
     def read(self, ordinal: int, offset: int, count: int) -> bytes:
         """Stored bytes. Raises CorruptLog when the device can't give them or the file is shorter."""
         try:
-            data = self._files[ordinal].read(offset, count)
+            data = self._segment(ordinal).read(offset, count)
         except OSError as error:
             raise CorruptLog(f"segment {ordinal} at offset {offset}: {error}", str(ordinal), offset) from error
         if len(data) < count:
             raise CorruptLog(f"segment {ordinal} ends before offset {offset + count}", str(ordinal), offset)
         return data
 
+    def readable(self, ordinal: int) -> int:
+        """How many bytes a segment has now."""
+        return self._segment(ordinal).size()
+
     def segments(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def close(self) -> None:
         """Clean stop: cut the open segment to its end, sync, mark. Raises FailStop."""

@@ -7,6 +7,7 @@ changes nothing, and every step may be repeated after a crash.
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ from .marks import Marks
 
 SPARE = "spare"
 QUARANTINE = "quarantine"
-OURS = {SPARE, QUARANTINE, "marks", "run"}
+UNFINISHED = re.compile(r"(spare|marks\.tmp|(base|checkpoint)-\d{20}\.tmp)\Z")
+OURS = {QUARANTINE, "marks", "run", "lost+found"}
+OPEN_FILES_MAX = 128
+"""Segments kept open for reading."""
 ZEROS = memoryview(bytes(ZERO_STEP_MAX))
 ROOM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -93,6 +97,7 @@ class OpenFiles:
         self._random = random
         self._chain = Chain()
         self._files: dict[int, File] = {}
+        self._names: dict[int, str] = {}
         self._spare: File | None = None
         # (segment ordinal, offset behind its body) of the last durable group.
         self._last_group = (0, 0)
@@ -133,7 +138,7 @@ class OpenFiles:
     def _open(self, replay: Replay) -> None:
         names = self._disk.names()
         segments = sorted(name for name in names if SEGMENT_NAME.match(name))
-        foreign = [name for name in names if name not in OURS and name not in segments and not name.endswith(".tmp")]
+        foreign = [name for name in names if name not in OURS and name not in segments and not UNFINISHED.match(name)]
         if "marks" not in names and not segments:
             if foreign:
                 raise InvalidHeader(f"not a Tidelog directory: it holds {foreign[0]!r} and no log")
@@ -184,8 +189,8 @@ class OpenFiles:
         self._file = self._disk.open(segments[-1], writable=True)
         self._zeroing = self._disk.open(segments[-1], writable=True)
         self._header = reader.header
-        self._files[self._header.ordinal].close()
-        self._files[self._header.ordinal] = self._file
+        self._files.pop(self._header.ordinal).close()
+        self._keep(self._header, self._file)
         self.end = reader.offset
         self._delete_unfinished()
         self._cut(tail)
@@ -199,7 +204,7 @@ class OpenFiles:
             self._marks.log_id = header.log_id
         if header.log_id != self._marks.log_id:
             raise damage(name, 0, self._chain, "it belongs to another log than the marks")
-        self._files[header.ordinal] = file
+        self._keep(header, file)
         reader = SegmentReader(header, file.read, size, self._chain)
         for group in reader.groups():
             replay(header.ordinal, group)
@@ -212,7 +217,7 @@ class OpenFiles:
     def _delete_unfinished(self) -> None:
         """A spare or temporary file was never part of the log, and is never reused: its bytes are not known."""
         for name in self._disk.names():
-            if name == SPARE or name.endswith(".tmp"):
+            if UNFINISHED.match(name):
                 self._disk.unlink(name)
 
     def _cut(self, tail: Tail) -> None:
@@ -279,7 +284,7 @@ class OpenFiles:
         spare.name = header.name
         self._header, self._file = header, spare
         self._zeroing = self._disk.open(header.name, writable=True)
-        self._files[ordinal] = spare
+        self._keep(header, spare)
         self.end = SEGMENT_HEADER_BYTES
         self._prepared = SEGMENT_HEADER_BYTES + settings.zero_step
 
@@ -311,6 +316,24 @@ class OpenFiles:
     def group(self) -> int:
         """Number of the last durable group; 0 before the first."""
         return self._chain.group
+
+    def _keep(self, header: SegmentHeader, file: File) -> None:
+        """Remember a segment's open file; the one longest open is closed when there are too many."""
+        self._names[header.ordinal] = header.name
+        self._files[header.ordinal] = file
+        if len(self._files) > OPEN_FILES_MAX:
+            self._files.pop(next(iter(self._files))).close()
+
+    def _segment(self, ordinal: int) -> File:
+        """A segment's file, opened again if it was closed. Raises OSError."""
+        file = self._files.get(ordinal)
+        if file is None:
+            if len(self._files) >= OPEN_FILES_MAX:
+                # The open segment is the youngest when it comes, but may be the oldest by now.
+                oldest = next(known for known in self._files if known != self._header.ordinal)
+                self._files.pop(oldest).close()
+            file = self._files[ordinal] = self._disk.open(self._names[ordinal])
+        return file
 
     def abandon(self) -> None:
         """Let go of every file without another word to the disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def serve(config: Config) -> int:
     """Run a broker until it is told to stop; returns its exit code, one line on stderr saying why unless it is 0."""
     # Everything that the broker makes is its owner's alone: sockets, segments, locks.
     os.umask(0o077)
+    # Each connection is a descriptor, and libzmq aborts the process when there is none left.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return _serve(config)
     except (CorruptLog, InvalidHeader) as error:
@@ -64,9 +68,9 @@ def _serve(config: Config) -> int:
             EXIT_UNSAFE,
         )
     disk.lock()
+    store = Store(disk, config.log_settings, os.urandom)
     for endpoint in endpoints:
         endpoint.take()
-    store = Store(disk, config.log_settings, os.urandom)
     for warning in store.log.report.warnings:
         print(f"tidelog: warning: {warning}", file=sys.stderr, flush=True)
     # The index is long-lived: collections must not walk it again and again.

@@ -33,7 +33,9 @@ POLLIN = int(zmq.POLLIN)
 DRAIN_MESSAGES_MAX = 512
 GROUP_SOFT_BYTES = 4 << 20
 """The drain ends here; what still waits is the next group's."""
-ANSWERS_MAX = 64
+LATER_MAX = 4_096
+"""Requests other than appends taken in and not answered yet: beyond, what comes waits in its socket."""
+ANSWERS_MAX = 256
 ANSWER_BYTES_MAX = 4 << 20
 """Reads answered between two groups: they must not hold up appends."""
 FULL_RETRY_MS = 1_000
@@ -63,6 +65,7 @@ class Server:
             config.append_limits,
             store.log.body_bytes_max,
             store.append,
+            store.recorded_at,
             self._info,
             self.verdict,
         )
@@ -125,6 +128,7 @@ class Server:
         """Take in what waits; True if anything did."""
         receive, take, appender = self._requests.recv, self.broker.take, self.broker.appender
         worked = False
+        later = self.broker.later
         self.broker.begin(time.time_ns() // 1000)
         for _ in range(DRAIN_MESSAGES_MAX):
             if not _has_message(self._requests):
@@ -136,7 +140,7 @@ class Server:
                 self._drop_rest()
                 frame = b""
             take(identity, frame)
-            if appender.bytes >= GROUP_SOFT_BYTES or self.broker.backlog:
+            if appender.bytes >= GROUP_SOFT_BYTES or self.broker.backlog or len(later) >= LATER_MAX:
                 break
         return worked
 
@@ -211,8 +215,13 @@ class Server:
             return
         now_ns = time.monotonic_ns()
         sent = 0
+        # Who has an append in the backlog has its reads behind it.
+        held = {peer.identity for peer, _ in self.broker.backlog}
         for _ in range(min(ANSWERS_MAX, len(later))):
             peer, request = later.popleft()
+            if peer.identity in held:
+                later.append((peer, request))
+                continue
             answer = self.broker.answer(peer, request, now_ns)
             if answer is None:
                 continue

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tidelog.batch import DELETION, EVENTS, Batch, Incomplete, read_batch
-from tidelog.errors import CorruptLog
+from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
+from tidelog.errors import CorruptLog, InvalidHeader
 
 from .core.appender import Appender
-from .core.format import segment_name
 from .core.idwindow import generations
-from .core.index import OFFSET_MASK, PLACE_SHIFT, Index
+from .core.index import OFFSET_MASK, PLACE_SHIFT, Index, Staged
 from .core.recovery import Group
 from .disk import Disk
 from .log import Log, LogSettings
+
+READ_AHEAD_BYTES = 1 << 20
 
 
 class Store:
@@ -29,31 +30,31 @@ class Store:
         self.log = Log.open(disk, settings, random, self._replay)
 
     def _replay(self, ordinal: int, group: Group) -> None:
+        """One recovered group into the index; stream versions must follow. Raises CorruptLog or InvalidHeader."""
         index = self.index
-        staged = []
+        staged: list[Staged] = []
         versions: dict[str, int] = {}
-        starts = True
         for row in group.rows:
-            if row.kind == EVENTS:
-                expected = versions.get(row.stream)
-                if expected is None:
-                    name = segment_name(ordinal, group.header.first_position)
-                    index.check_version(name, group.body_offset + row.at, row.stream, row.first_version)
-                elif expected != row.first_version:
-                    raise CorruptLog(
-                        f"the log is damaged in segment {ordinal} at offset {group.body_offset + row.at}: stream "
-                        f"{row.stream!r} goes on with version {row.first_version}, expected {expected}. Nothing was changed.",
-                        str(ordinal),
-                        group.body_offset + row.at,
-                    )
-                versions[row.stream] = row.first_version + row.events
-                index.recorded_at = max(index.recorded_at, row.recorded_at)
-            # The first event batch of an append starts it, whatever control batch stands beside it.
-            starts = starts or row.append_index == 0
-            deletion = bool(row.flags & DELETION)
-            staged.append((row.stream, row.events, row.first_version, row.signature, row.length, starts, deletion))
-            if row.events:
-                starts = False
+            if row.kind != EVENTS or row.flags:
+                # Ignoring it would serve what a later version hid, or forget its sessions.
+                raise InvalidHeader(
+                    f"group {group.header.number} holds a record (kind {row.kind:#x}, flags {row.flags}, subtype "
+                    f"{row.layout}) that this version does not honour: use a newer Tidelog"
+                )
+            known = index.streams.get(row.stream)
+            expected = versions.get(row.stream, known.next_version if known else 0)
+            if row.first_version != expected:
+                offset = group.body_offset + row.at
+                raise CorruptLog(
+                    f"the log is damaged in segment {ordinal} at offset {offset}: stream {row.stream!r} goes on with "
+                    f"version {row.first_version}, expected {expected}. Nothing was changed.",
+                    str(ordinal),
+                    offset,
+                )
+            versions[row.stream] = row.first_version + row.events
+            index.recorded_at = max(index.recorded_at, row.recorded_at)
+            starts = row.append_index == 0
+            staged.append((row.stream, row.events, row.first_version, row.signature, row.length, starts, False))
         index.apply(ordinal, group.body_offset, staged)
 
     def restore_ids(self, appender: Appender) -> None:
@@ -64,9 +65,27 @@ class Store:
             return
         number = index.number_at(begins)
         appender.window.start_at(begins)
-        while number < len(index.positions):
-            appender.restore_ids(number, self.append(number))
-            number = index.append_stop(number)
+        batches: list[Batch] = []
+        for batch in self._batches_from(number):
+            batches.append(batch)
+            if batch.append_index + 1 == batch.append_count:
+                appender.restore_ids(number, batches)
+                number += len(batches)
+                batches = []
+
+    def _batches_from(self, number: int) -> Iterator[Batch]:
+        """All batches from one on, read in large pieces and checked."""
+        index = self.index
+        data, held = b"", range(0)
+        for at in range(number, len(index.positions)):
+            place, length = index.places[at], index.lengths[at]
+            if place not in held or place + length > held.stop:
+                room = self.log.readable(place >> PLACE_SHIFT) - (place & OFFSET_MASK)
+                data = self.log.read(
+                    place >> PLACE_SHIFT, place & OFFSET_MASK, max(length, min(READ_AHEAD_BYTES, room))
+                )
+                held = range(place, place + len(data))
+            yield self._whole(read_batch(data, place - held.start), place)
 
     def append(self, number: int) -> list[Batch]:
         """The event batches of the append that begins with batch `number`, read from the log and checked."""
@@ -76,10 +95,20 @@ class Store:
         """One batch, read from the log and checked. Raises CorruptLog."""
         place, length = self.index.places[number], self.index.lengths[number]
         ordinal, offset = place >> PLACE_SHIFT, place & OFFSET_MASK
-        batch = read_batch(self.log.read(ordinal, offset, length))
+        return self._whole(read_batch(self.log.read(ordinal, offset, length)), place)
+
+    @staticmethod
+    def _whole(batch: Batch | Incomplete, place: int) -> Batch:
         if isinstance(batch, Incomplete):
+            ordinal, offset = place >> PLACE_SHIFT, place & OFFSET_MASK
             raise CorruptLog(f"segment {ordinal} at offset {offset}: the batch is cut off", str(ordinal), offset)
         return batch
+
+    def recorded_at(self, number: int) -> int:
+        """When a batch was recorded, from its header alone. Raises CorruptLog."""
+        place = self.index.places[number]
+        header = self.log.read(place >> PLACE_SHIFT, place & OFFSET_MASK, HEADER_BYTES)
+        return int(HEADER.unpack(header)[11])
 
     def read(self, extents: list[tuple[int, int, int]]) -> Iterator[bytes]:
         """The bytes of a page's extents."""

@@ -76,6 +76,8 @@ class Call:
     id = 0
     known_head: int | None = None
     sent = False
+    carried = False
+    """An earlier connection may have carried it to the broker: only a retry with the same ids settles that."""
     settled = False
     retries = 0
     reply: tuple[Any, ...] = ()
@@ -224,6 +226,8 @@ class Exchange:
         if self.state is State.IDLE:
             return
         self.state = State.IDLE
+        for call in self.table.values():
+            call.carried = call.sent
         self.queue.clear()
         self._packed.clear()
         self.queue_bytes = 0
@@ -388,7 +392,7 @@ class Exchange:
             return
         if isinstance(error, Unavailable) and error.facts:
             if error.reason in ("starting", "stopping"):
-                call.sent = False
+                call.sent = call.carried
                 self._retry(call, error, now)
                 return
             if error.reason == "timeout":

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from support.golden import SETTINGS, counting_random, replayed, write_golden_log
+from tidelog.errors import InvalidHeader
 from tidelog_broker.disk import RealDisk
 from tidelog_broker.store import Store
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "v1"
+CONTROLS = ROOT / "tests" / "golden" / "v1-controls"
 EXPECTED = ROOT / "tests" / "golden" / "v1.jsonl"
+"""The events of both: control batches have none."""
 
 
 @pytest.fixture
@@ -24,9 +27,10 @@ def copied(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN, tmp_path / "log"))
 
 
-def test_the_independent_reader_reads_the_golden_log() -> None:
+@pytest.mark.parametrize("folder", [GOLDEN, CONTROLS])
+def test_the_independent_reader_reads_the_golden_logs(folder: Path) -> None:
     run = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "read_log.py"), str(GOLDEN), "--json"], capture_output=True, text=True
+        [sys.executable, str(ROOT / "scripts" / "read_log.py"), str(folder), "--json"], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     assert [json.loads(line) for line in run.stdout.splitlines()] == [
@@ -46,7 +50,18 @@ def test_the_broker_opens_the_golden_log(copied: Path) -> None:
     ]
 
 
-def test_the_writer_still_makes_the_golden_bytes(tmp_path: Path) -> None:
-    write_golden_log(RealDisk(tmp_path))
-    made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert made == {path.name: path.read_bytes() for path in GOLDEN.iterdir()}
+def test_the_broker_refuses_what_it_does_not_honour_yet_and_changes_nothing(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CONTROLS, tmp_path / "log"))
+    with pytest.raises(InvalidHeader, match="newer Tidelog"):
+        Store(RealDisk(folder), SETTINGS, counting_random())
+    assert files(folder) == files(CONTROLS)
+
+
+@pytest.mark.parametrize(("folder", "controls"), [(GOLDEN, False), (CONTROLS, True)])
+def test_the_writer_still_makes_the_golden_bytes(tmp_path: Path, folder: Path, controls: bool) -> None:
+    write_golden_log(RealDisk(tmp_path), controls=controls)
+    assert files(tmp_path) == files(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -19,7 +19,7 @@ START_US = 1_700_000_000_000_000
 
 
 def counting_random() -> Callable[[int], bytes]:
-    """Bytes that count calls: 16 × 01, 16 × 02, …"""
+    """Bytes that count calls: sixteen of 01, sixteen of 02, …"""
     calls = 0
 
     def random(count: int) -> bytes:
@@ -55,8 +55,8 @@ def groups() -> list[list[list[tuple[str, Any, bytes | None]]]]:
     ]
 
 
-def write_golden_log(disk: Disk) -> None:
-    """Make the log: five groups of events and one of control batches, a roll, a clean stop."""
+def write_golden_log(disk: Disk, *, controls: bool) -> None:
+    """Make the log: five groups of events, with `controls` one of control batches, two rolls, a clean stop."""
     store = Store(disk, SETTINGS, counting_random())
     log = store.log
     appender = Appender(store.index, AppendLimits(), log.body_bytes_max, store.append)
@@ -66,14 +66,13 @@ def write_golden_log(disk: Disk) -> None:
             appender.admit(msgpack.unpackb(packed, use_list=False), START_US + number, 0)
         place = log.commit(appender.parts, len(appender.staged), appender.position)
         appender.commit(*place)
-        if number == 1:
-            controls = [
+        if controls and number == 1:
+            batches = [
                 pack_control(1, ["session", 1], START_US),
                 pack_control(2, ["cursor", 3, None, 0], START_US),
                 pack_control(6, ["orders", 10**9, None, None, False], START_US),
             ]
-            log.commit(controls, len(controls), log.head)
-            appender.index.head = log.head
+            log.commit(batches, len(batches), log.head)
     log.close()
 
 

@@ -17,6 +17,7 @@ import msgpack
 from tidelog.batch import COLUMNS, CRC, EVENTS, HEADER, HEADER_BYTES, Batch, check_type, id_splitter, type_signature
 from tidelog.errors import (
     AppendTooLarge,
+    CorruptLog,
     DuplicateEventId,
     EventTooLarge,
     InvalidArgument,
@@ -119,7 +120,7 @@ class Appender:
         """
         try:
             _, request_id, _, resend_head, durability, session, cursor, ((name, expected, region),) = request
-            if not region.startswith(_ONE_EVENT):
+            if not region.startswith(_ONE_EVENT) or len(region) > _SMALL_REGION:
                 return None
             event_id, kind, metadata, payloads = _unpack(region, use_list=False)
             if metadata is None:
@@ -392,7 +393,12 @@ class Appender:
         number = numbers.pop()
         pending = number is not None and number >= first_pending
         if not numbers and number is not None:
-            original = self._pending(number) if pending else [_row(batch) for batch in self._stored(number)]
+            try:
+                original = self._pending(number) if pending else [_row(batch) for batch in self._stored(number)]
+            except CorruptLog as damage:
+                raise OutcomeUnknown(
+                    f"these ids are in the log, but what they came with can't be read: {damage}"
+                ) from None
             writes = [(row[0], row[2]) for row in plan if row[2] is not None]
             if [(name, region) for name, region, _, _ in original] == writes:
                 rows = iter(original)

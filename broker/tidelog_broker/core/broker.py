@@ -73,6 +73,7 @@ class Broker:
         append_limits: AppendLimits,
         body_bytes_max: int,
         stored: StoredAppend,
+        recorded_at: Callable[[int], int],
         info: Callable[[], dict[str, Any]],
         verdict: Callable[[], Verdict],
     ) -> None:
@@ -89,7 +90,7 @@ class Broker:
         self.waiting: list[Waiting] = []
         self.backlog: deque[tuple[Peer, Request]] = deque()
         self.refused = 0
-        self._stored = stored
+        self._recorded_at = recorded_at
         self._info = info
         self._verdict = verdict
         self._now = 0
@@ -160,7 +161,8 @@ class Broker:
             return peer
         appends, me, index = self.appender.limits, self.identity, self.index
         row = [
-            appends.event_bytes_max, appends.append_events_max, appends.append_bytes_max, limits.PAGE_BYTES_MAX,
+            appends.event_bytes_max, appends.append_events_max,
+            min(appends.append_bytes_max, self.appender.body_bytes_max), limits.PAGE_BYTES_MAX,
             limits.IN_FLIGHT_MAX, appends.id_window_events,
         ]  # fmt: skip
         self.say(
@@ -255,11 +257,9 @@ class Broker:
         return more, [(name, *self._ends(self.index.streams[name])) for name in names]
 
     def _position_at(self, when: int) -> int:
-        """Bisection over the batches' times, which never go back; each probe reads one append."""
+        """Bisection over the batches' times, which never go back; each probe reads one header."""
         index = self.index
-        number = bisect_left(
-            range(len(index.positions)), when, key=lambda number: self._stored(number)[0].recorded_at
-        )  # fmt: skip
+        number = bisect_left(range(len(index.positions)), when, key=self._recorded_at)
         return index.positions[number] if number < len(index.positions) else index.head
 
     # -- waiting for a position

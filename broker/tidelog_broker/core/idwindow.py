@@ -30,10 +30,6 @@ class IdWindow:
         """Before anything else after a restart: what comes in begins at this position."""
         self.begins = self._young_begins = position
 
-    def is_disjoint(self, ids: dict[bytes, int]) -> bool:
-        """True when none of the ids is known or staged."""
-        return self.young.keys().isdisjoint(ids) and self.old.keys().isdisjoint(ids)
-
     def get(self, event_id: bytes) -> int | None:
         """The append that an id came with, by the number of its first batch."""
         number = self.young.get(event_id)

@@ -10,8 +10,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from tidelog.errors import CorruptLog
-
 PLACE_SHIFT = 40
 OFFSET_MASK = (1 << PLACE_SHIFT) - 1
 
@@ -106,18 +104,6 @@ class Index:
         stream = self.streams[name] = Stream(category)
         self._unsorted.append(name)
         return stream
-
-    def check_version(self, segment: str, offset: int, stream: str, version: int) -> None:
-        """Recovery: the batch's first version must follow. Raises CorruptLog that names both."""
-        known = self.streams.get(stream)
-        expected = known.next_version if known else 0
-        if version != expected:
-            raise CorruptLog(
-                f"the log is damaged in segment {segment} at offset {offset}: stream {stream!r} goes on with version "
-                f"{version}, expected {expected}. Nothing was changed.",
-                segment,
-                offset,
-            )
 
     # -- finding
 

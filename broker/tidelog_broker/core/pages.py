@@ -104,6 +104,8 @@ def _forwards(
 ) -> Page:
     """Single batches in rising order, merged where they lie side by side."""
     at = max(0, bisect_right(numbers, start, key=keys.__getitem__) - 1)
+    if at < len(numbers) and _stop_of(index, keys, numbers[at]) <= start:
+        at += 1
     pieces = _Pieces(index, query, keys, start, stop)
     while at < len(numbers):
         number = numbers[at]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
 
-from tidelog.batch import CONTROL, CRC, EVENTS, HAS_SESSION, HEADER, HEADER_BYTES
-from tidelog.errors import CorruptLog
+from tidelog.batch import COLUMNS, CONTROL, CRC, DELETION, EVENTS, HAS_SESSION, HEADER, HEADER_BYTES
+from tidelog.errors import CorruptLog, InvalidHeader
 from tidelog.limits import APPEND_EVENTS_CEILING, BATCH_BYTES_CEILING
 
 from .format import (
@@ -31,6 +31,8 @@ Read = Callable[[int, int], bytes]
 """(offset, count) → bytes of one segment; fewer at its end."""
 
 CHUNK_BYTES = 4 << 20
+CONTROL_SUBTYPES = 7
+"""Subtypes of control batches that FORMAT.md §4 knows: 1 to this."""
 
 
 class BatchRow(NamedTuple):
@@ -160,6 +162,11 @@ class SegmentReader:
                     raise self._damage(f"group {head.number}: a batch of {events} events")
             elif kind != CONTROL or events or name_bytes or flags & HAS_SESSION:
                 raise self._damage(f"group {head.number}: a batch of kind {kind}")
+            if flags & ~(DELETION | HAS_SESSION) or not 0 < layout <= (COLUMNS if kind == EVENTS else CONTROL_SUBTYPES):
+                raise InvalidHeader(
+                    f"segment {self.header.name}: group {head.number} holds a batch of flags {flags}, layout {layout}: "
+                    "this was written by a newer Tidelog"
+                )
             name = body[at + HEADER_BYTES : at + HEADER_BYTES + name_bytes]
             try:
                 stream = name.decode()
