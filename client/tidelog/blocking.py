@@ -326,7 +326,7 @@ class Client:
 
     def health(self, timeout: float | None = None) -> Health:
         """How the broker is, asked on the socket that answers while a disk hangs. Raises DeadlineExceeded."""
-        if os.getpid() != self._link.pid:
+        if self._link.forked:
             raise UsedAfterFork("this client belongs to the parent process; make one in this process")
         if self._link.exchange.closed is not None:
             raise ClientClosed("the client is closed")

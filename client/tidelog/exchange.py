@@ -407,6 +407,7 @@ class Exchange:
             boot_id = self.hello.boot_id if self.hello is not None else b""
             if call.doubted != boot_id:
                 call.doubted = boot_id
+                call.carried = True
                 self._retry(call, error, now)
                 return
         self._settle(call, error)

@@ -18,6 +18,7 @@ from math import ceil, inf
 from threading import Lock, Thread, get_ident
 from time import monotonic, sleep
 from typing import Any, Final, Generic, TypeVar
+from weakref import WeakSet
 
 import zmq
 
@@ -32,6 +33,8 @@ RCVMORE: Final = int(zmq.RCVMORE)
 POLLIN_POLLOUT: Final = int(zmq.POLLIN | zmq.POLLOUT)
 POLL_MS_MAX: Final = 250
 FLUSH_REQUESTS: Final = 32
+QUIET_PUSH: Final = 0.0002
+"""Seconds without a push or a message after which an unattended call is sent at once."""
 FLUSH_BYTES: Final = 256 << 10
 KEEPER_TICK: Final = 0.004
 KEEPER_TICK_MAX: Final = 0.064
@@ -128,19 +131,33 @@ class _Follower:
             self.lock.release()
 
 
+_links: WeakSet[Link] = WeakSet()
+
+
+def _mark_forked() -> None:
+    """In a forked child: every link belongs to the parent. Asking for the pid at each call would cost more than packing."""
+    for link in list(_links):
+        link.forked = True
+
+
+os.register_at_fork(after_in_child=_mark_forked)
+
+
 class Link:
-    """One client's connection; safe for threads."""
+    """One client's connection; safe for threads. `forked` is true in a child of the process that made it."""
 
     def __init__(self, endpoint: str, client_id: bytes) -> None:
         self.endpoint = endpoint
         self.exchange = Exchange(client_id, endpoint)
         self.context: zmq.Context[Any] = zmq.Context()
-        self.pid = os.getpid()
+        self.forked = False
+        _links.add(self)
         self._mutex = Lock()
         self._leader = 0
         self._followers: dict[_Follower, None] = {}
         self._asleep = False
         self._steps = 0
+        self._busy_at = 0.0
         self._socket: Any = None
         self._incarnation = 0
         self._wakeup = Wakeup()
@@ -169,13 +186,20 @@ class Link:
             self._wait_for_room(call)
             now = monotonic()
         exchange = self.exchange
-        if len(exchange.table) == 1 or len(exchange.queue) >= FLUSH_REQUESTS or exchange.queue_bytes >= FLUSH_BYTES:
+        # Whoever has just received goes on to send several: they travel together once he waits again. Whoever has been
+        # quiet sends at once.
+        if (
+            now - self._busy_at > QUIET_PUSH
+            or len(exchange.queue) >= FLUSH_REQUESTS
+            or exchange.queue_bytes >= FLUSH_BYTES
+        ):
             self.push()
+            self._busy_at = now
         if not self._keeping:
             self._unpark()
 
     def _take_in(self, call: Call, now: float) -> bool:
-        if os.getpid() != self.pid:
+        if self.forked:
             raise UsedAfterFork("this client belongs to the parent process; make one in this process")
         exchange = self.exchange
         try:
@@ -202,7 +226,7 @@ class Link:
 
     def wait(self, call: Call, timeout: float | None = None) -> None:
         """Wait until the call is settled. Raises DeadlineExceeded after `timeout` seconds; the call stays alive."""
-        if os.getpid() != self.pid:
+        if self.forked:
             raise UsedAfterFork("this client belongs to the parent process; make one in this process")
         self._wait_until(call, inf if timeout is None else monotonic() + timeout)
         if not call.settled:
@@ -391,7 +415,7 @@ class Link:
                 elif events & POLLIN:
                     self._receive(socket)
             self._steps += 1
-            now = monotonic()
+            self._busy_at = now = monotonic()
             if now >= due or not ready:
                 with self._mutex:
                     exchange.tick(now)
@@ -471,7 +495,7 @@ class Link:
 
     def close(self) -> None:
         """Settle every call with ClientClosed and give the socket back. Does nothing in a forked child."""
-        if os.getpid() != self.pid:
+        if self.forked:
             return
         with self._mutex:
             if self.exchange.closed is not None:

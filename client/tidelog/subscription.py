@@ -7,7 +7,6 @@ and one more read closes the hand-over. Whatever is missed later shows as a hole
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from math import ceil, inf
 from random import random
@@ -134,7 +133,7 @@ class Subscription:
 
     def close(self) -> None:
         """Stop, and give the socket back."""
-        if os.getpid() != self._client._link.pid:
+        if self._client._link.forked:
             return
         self.stop()
         if self._busy.acquire(timeout=1.0):
@@ -192,7 +191,7 @@ class Subscription:
 
     def _advance(self) -> None:
         """Do the next thing that may bring events: read a page, or wait for a message."""
-        if os.getpid() != self._client._link.pid:
+        if self._client._link.forked:
             raise UsedAfterFork("this subscription belongs to the parent process")
         now = monotonic()
         if self._error is not None:
