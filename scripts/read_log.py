@@ -203,7 +203,7 @@ class Reader:
         _, version, _, crc, log_id, group, length, tag, _, _ = BASE.unpack_from(raw)
         right = zlib.crc32(raw[64:]) == crc and length == len(raw) - 64 and (version, group, log_id) == names
         need(right, f"{path.name}: CRC, length, version, group or log id")
-        return tag
+        return bytes(tag)
 
     def _choose(self, ordinal: int, files: dict[int, tuple[Path, int]]) -> Segment:
         """The highest suffix with a whole header and a seal; the lowest in any case, to explain itself."""
@@ -226,7 +226,7 @@ class Reader:
             file.seek(at)
             record = segment.record(file.read(RECORD.size), at)
             doubt = self._doubt(segment, record, at)
-            if doubt or record.magic == b"TLSL":
+            if record is None or doubt or record.magic == b"TLSL":
                 break
             body = file.read(record.length)  # bounded by group_bytes_max and the file's size
             if zlib.crc32(body) != record.crc:
@@ -256,6 +256,7 @@ class Reader:
             gone = segment.is_removed(self.head, segment.next_position)
             need(gone, f"{place}: events are missing and not told as removed")
             self.group, self.head = segment.last_group, segment.next_position
+        assert record is not None  # no doubt: a seal
         named = record[1:3] + record[5:9] == (0, self.group, self.head, 0, 0, self.tag)
         need(named, f"{place}: the seal does not name the last group {self.group}")
         need(content_end(file, at + RECORD.size) == at + RECORD.size, f"{place}: bytes behind the seal")

@@ -49,7 +49,10 @@ def event(kind: str, payload: bytes, metadata: bytes = b"") -> New:
 def pack_region(events: list[New]) -> bytes:
     types, metadata = [new.type for new in events], [new.metadata for new in events]
     one_type, some_metadata = types[0] if len(set(types)) == 1 else types, metadata if any(metadata) else None
-    return msgpack.packb([b"".join(new.id for new in events), one_type, some_metadata, [new.payload for new in events]])
+    packed: bytes = msgpack.packb(
+        [b"".join(new.id for new in events), one_type, some_metadata, [new.payload for new in events]]
+    )
+    return packed
 
 
 def decode(stored: bytes) -> Iterator[Event]:
@@ -88,7 +91,7 @@ def cut(stored: bytes, scope: int, start: int, stop: int, types: list[str] | Non
 
 
 def dealer(endpoint: str, kind: int = zmq.DEALER) -> zmq.Socket[bytes]:
-    socket = zmq.Context.instance().socket(kind)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     if kind == zmq.DEALER:
         socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.LINGER, 0)
@@ -180,7 +183,7 @@ class RawClient:
         raise Lost(f"no reply to request kind {kind}")
 
     def ping(self) -> int:
-        return self.call(2)[0][0]
+        return int(self.call(2)[0][0])
 
     def prepare(self, *writes: tuple[str, Any, list[New]]) -> Append:
         packed = [[stream, expected, pack_region(events) if events else None] for stream, expected, events in writes]
@@ -226,7 +229,7 @@ class RawClient:
                 if backwards and number and error.code == TRUNCATED:
                     return
                 raise
-            page = Page(cut(stored, scope, *reply[:2], types), *reply[:4])
+            page = Page(cut(stored, scope, reply[0], reply[1], types), *reply[:4])
             self.head = max(self.head, page.head)
             yield page
             if backwards:
@@ -293,7 +296,9 @@ class RawClient:
                         continue
                     if code != UNAVAILABLE:
                         raise
-                    sub = sub.close(0) if sub else None
+                    if sub:
+                        sub.close(0)
+                    sub = None
                     self.reconnect()
         finally:
             if sub:

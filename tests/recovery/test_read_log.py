@@ -321,7 +321,7 @@ def test_the_chain_goes_over_a_seal_into_the_next_segment(tmp_path: Path) -> Non
     first, second = two()
     mark = Mark(4, 2, second.ends[0], 6, 2, 5)
     assert judge(write(tmp_path / "log", mark, first, second, zeros=64)) == (6, "whole")
-    for wrong, proof in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"unsealed": True}, "no authentic header behind group 3"),
         ({"group": 4}, "the seal does not name the last group 3"),
         ({"head": 6}, "the seal does not name the last group 3"),
@@ -329,7 +329,8 @@ def test_the_chain_goes_over_a_seal_into_the_next_segment(tmp_path: Path) -> Non
         ({"before": bytes(8)}, "does not follow what came before"),
         ({"first_group": 5}, "does not follow what came before"),
         ({"log_id": bytes(16)}, "the log id is not the marks'"),
-    ]:
+    ]
+    for wrong, proof in cases:
         events, verdict = judge(write(tmp_path / "wrong", Mark(3, 1, first.ends[2], 5, 2, 5), *two(**wrong)))
         assert events == 5
         assert verdict.startswith("DAMAGED: ")
