@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -18,16 +15,6 @@ from support.process import BrokerProcess
 def environment(**more: str) -> dict[str, str]:
     """Ours, without what would tell the command something that a test did not."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("TIDELOG_", "XDG_"))} | more
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[BrokerProcess]:
-    place = Path(tempfile.mkdtemp(prefix="tl-"))
-    broker = BrokerProcess(place)
-    broker.start()
-    yield broker
-    broker.close()
-    shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -393,7 +393,14 @@ def test_maps_are_no_columns_in_the_short_way_either() -> None:
 def test_appends_that_wait_for_the_next_group_are_all_admitted_in_their_order() -> None:
     index = Index()
     broker = Broker(
-        Identity(b"l" * 16, b"b" * 16, "0", 500), index, AppendLimits(), 2_000, lambda _: [], lambda _: 0, dict, _verdict
+        Identity(b"l" * 16, b"b" * 16, "0", 500),
+        index,
+        AppendLimits(),
+        2_000,
+        lambda _: [],
+        lambda _: 0,
+        dict,
+        _verdict,
     )
     hello = msgpack.packb([(1, 1, "tidelog", 1, b"c" * 16, 1)])
     broker.begin(1)

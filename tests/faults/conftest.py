@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,14 +24,3 @@ def new_broker(folder: Path) -> Iterator[Callable[..., BrokerProcess]]:
     yield make
     for broker in made:
         broker.close()
-
-
-@pytest.fixture(scope="module")
-def shared_broker() -> Iterator[BrokerProcess]:
-    """One broker for the module's tests that leave it as it was."""
-    place = Path(tempfile.mkdtemp(prefix="tl-"))
-    broker = BrokerProcess(place)
-    broker.start()
-    yield broker
-    broker.close()
-    shutil.rmtree(place, ignore_errors=True)

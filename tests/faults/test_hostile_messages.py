@@ -102,13 +102,13 @@ SHAPES: dict[str, list[bytes]] = {
 @pytest.mark.parametrize("hello", [False, True], ids=["a stranger", "a client"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_message_that_cannot_be_read_costs_its_sender_one_error_and_the_connection_goes_on(
-    shared_broker: BrokerProcess, shape: str, hello: bool
+    shared: BrokerProcess, shape: str, hello: bool
 ) -> None:
     """T-55"""
-    with closing(RawClient(shared_broker.endpoint)) as raw:
+    with closing(RawClient(shared.endpoint)) as raw:
         if not hello:
             raw.close()
-            raw.socket = dealer(shared_broker.endpoint)
+            raw.socket = dealer(shared.endpoint)
         raw.send(SHAPES[shape])
         message = raw.receive(10)
         assert message, "no answer"
@@ -126,11 +126,11 @@ def test_a_message_that_cannot_be_read_costs_its_sender_one_error_and_the_connec
 
 
 def test_every_truncation_and_every_wrong_type_in_every_kind_of_request_is_answered(
-    shared_broker: BrokerProcess,
+    shared: BrokerProcess,
 ) -> None:
     """T-55: under its own id, and the next request is served."""
     wrong: list[Any] = [None, True, -1, 1 << 63, 1.5, "x", b"x", [], [[]], "x" * 300]
-    with closing(RawClient(shared_broker.endpoint)) as raw:
+    with closing(RawClient(shared.endpoint)) as raw:
         good: dict[int, list[Any]] = {
             1: ["tidelog", 1, raw.client_id, 1],
             2: [],

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-import msgpack
 from tidelog.batch import COLUMNS, CRC, EVENTS, HEADER, HEADER_BYTES, Batch, check_type, id_splitter, type_signature
 from tidelog.errors import (
     AppendTooLarge,
@@ -26,7 +25,6 @@ from tidelog.errors import (
 )
 from tidelog.limits import (
     APPEND_BYTES_MAX,
-    APPEND_EVENTS_CEILING,
     APPEND_EVENTS_MAX,
     EVENT_BYTES_MAX,
     EVENT_FIXED_BYTES,
@@ -37,6 +35,7 @@ from tidelog.limits import (
 
 from .idwindow import IdWindow
 from .index import Index, Staged
+from .unpack import SMALL_BYTES, unpack
 
 DURABLE_FLAG, DUPLICATE_FLAG = 2, 1
 Reply = tuple[Any, ...]
@@ -50,10 +49,8 @@ _join = b"".join
 _ONE_EVENT = b"\x94\xc4\x10"
 """How a region of one event begins: an array of four, the first a bin of 16 bytes."""
 _NO_METADATA = (b"",)
-_unpack = msgpack.unpackb
 _pack_header, _pack_crc = HEADER.pack, CRC.pack
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SMALL_REGION = 64 << 10
 _TYPES_KNOWN_MAX = 65_536
 
 
@@ -120,9 +117,9 @@ class Appender:
         """
         try:
             _, request_id, _, resend_head, durability, session, cursor, ((name, expected, region),) = request
-            if not region.startswith(_ONE_EVENT) or len(region) > _SMALL_REGION:
+            if not region.startswith(_ONE_EVENT) or len(region) > SMALL_BYTES:
                 return None
-            event_id, kind, metadata, payloads = _unpack(region, use_list=False)
+            event_id, kind, metadata, payloads = unpack(region)
             if metadata is None:
                 metadata = _NO_METADATA
             (payload,), (extra,) = payloads, metadata
@@ -252,7 +249,7 @@ class Appender:
     def _events(self, region: bytes) -> tuple[int, int, int, bytes]:
         """Check a region's events → (count, sum of event sizes, signature, ids). Per event only C code runs."""
         try:
-            ids, types, metadata, payloads = unpack_region(region)
+            ids, types, metadata, payloads = unpack(region)
             count = len(payloads)
             if type(ids) is not bytes or len(ids) != 16 * count or type(payloads) is not tuple or not count:
                 raise InvalidArgument("ids are 16 bytes an event, payloads an array")
@@ -453,7 +450,7 @@ class Appender:
         """Start: a durable append's ids come back into the window, appends in log order."""
         ids: dict[bytes, int] = {}
         for batch in batches:
-            column = unpack_region(batch.region)[0]
+            column = unpack(batch.region)[0]
             ids.update(dict.fromkeys(id_splitter(batch.events).unpack(column), number))
         self.window.stage(ids)
         self.window.commit([(ids, batches[0].first_position)])
@@ -478,28 +475,3 @@ def _wrong_version(
     error = WrongExpectedVersion(f"stream {name!r} {found}, expected {wanted}", name, expected, actual, deleted)
     error.shares_fate = shares_fate
     return error
-
-
-def unpack_region(region: bytes) -> Any:
-    """msgpack of an events region, tuples for arrays.
-
-    A large one is watched while it is unpacked: nested or endless arrays would otherwise grow 30-fold in memory.
-    """
-    if len(region) <= _SMALL_REGION:
-        return _unpack(region, use_list=False)
-    room = 4 * APPEND_EVENTS_CEILING
-
-    def count(array: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal room
-        room -= len(array) + 64
-        if room < 0:
-            raise InvalidArgument("too many elements")
-        return array
-
-    return msgpack.unpackb(
-        region, use_list=False, list_hook=count, object_pairs_hook=_no_maps, max_array_len=APPEND_EVENTS_CEILING
-    )
-
-
-def _no_maps(pairs: Any) -> Any:
-    raise InvalidArgument("requests hold no maps")

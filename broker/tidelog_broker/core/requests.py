@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
 from tidelog.batch import signature_of
 from tidelog.errors import InvalidArgument
-from tidelog.limits import APPEND_EVENTS_CEILING, INT_MAX, MESSAGE_REQUESTS_MAX, TYPES_FILTER_MAX, WAIT_FOR_MS_MAX
+from tidelog.limits import INT_MAX, MESSAGE_REQUESTS_MAX, TYPES_FILTER_MAX, WAIT_FOR_MS_MAX
 
 from .pages import CATEGORY, EVERYTHING, STREAM, Query
+from .unpack import unpack
 
 HELLO, PING, APPEND, READ, STREAM_INFO, LIST_STREAMS, HEAD, POSITION_AT, INFO, WAIT_DURABLE, HEALTH = range(1, 12)
 KINDS_MAX = 31
-_SMALL_MESSAGE = 64 << 10
 
 
 def unpack_requests(frame: bytes) -> tuple[tuple[Any, ...], ...]:
     """The requests in a message. Raises InvalidArgument, whatever the bytes were."""
     try:
-        if len(frame) <= _SMALL_MESSAGE:
-            requests = msgpack.unpackb(frame, use_list=False, object_pairs_hook=_no_maps)
-        else:
-            requests = _unpack_watched(frame)
+        requests = unpack(frame)
     except InvalidArgument:
         raise
     except Exception:
@@ -35,26 +31,6 @@ def unpack_requests(frame: bytes) -> tuple[tuple[Any, ...], ...]:
         if type(request[1]) is not int or not 0 <= request[1] <= INT_MAX:
             raise InvalidArgument("a request id is an integer from 0 to 2^63-1")
     return requests
-
-
-def _unpack_watched(frame: bytes) -> Any:
-    """The same for a large frame, whose arrays are counted while they are made: they could grow 30-fold in memory."""
-    room = 4 * APPEND_EVENTS_CEILING + 64 * MESSAGE_REQUESTS_MAX
-
-    def count(array: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal room
-        room -= len(array)
-        if room < 0:
-            raise InvalidArgument("too many elements")
-        return array
-
-    return msgpack.unpackb(
-        frame, use_list=False, list_hook=count, object_pairs_hook=_no_maps, max_array_len=APPEND_EVENTS_CEILING
-    )
-
-
-def _no_maps(pairs: Any) -> Any:
-    raise InvalidArgument("requests hold no maps")
 
 
 def parts(request: tuple[Any, ...], count: int) -> tuple[Any, ...]:
