@@ -391,23 +391,23 @@ def follow(screen: Screen, broker: Broker, children: list[Any], acked: Any, seen
         now = time.monotonic()
         if appended + seen[0] != count:
             count, moved = appended + seen[0], now
-        if appended == total and not seconds:
-            seconds = now - started
-        if seen[0] == total and appended == total:
-            screen.show([("appended", appended), ("projected", seen[0])], last=True)
-            return seconds
-        screen.show([("appended", appended), ("projected", seen[0])])
         if not killed and appended >= total // 2:
             killed = True
             broker.end(signal.SIGKILL)
             broker.start()
             away = time.monotonic() - now
             screen.say(f"SIGKILL to the broker after {appended:,} appends; it answers again {away:.2f} s later")
+        if appended == total and not seconds:
+            seconds = now - started
+        if seen[0] == total and appended == total:
+            screen.show([("appended", appended), ("projected", seen[0])], last=True)
+            return seconds
+        screen.show([("appended", appended), ("projected", seen[0])])
         if any(child.exitcode for child in children):
             raise Failed("a process of the demo failed")
         if now - moved > STALLED_S:
             raise Failed(f"nothing moved for {STALLED_S:.0f} s")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def compare(endpoint: str, plan: Plan, found: Figures, figures: Figures, total: int) -> None:

@@ -45,7 +45,7 @@ NUMBERS = [
     Setting("id_window_events", limits.ID_WINDOW_EVENTS, limits.ID_WINDOW_EVENTS, 64 * MIB, "events", "event ids remembered"),
     Setting("heartbeat_ms", 500, 10, 60_000, "ms", "time between heartbeats"),
     Setting("queue_messages_max", 256, 1, 65_536, "messages", "messages queued per connection and direction"),
-    Setting("message_bytes_max", limits.MESSAGE_BYTES_MAX, 4096, 64 * MIB, "bytes", "largest message taken"),
+    Setting("message_bytes_max", limits.MESSAGE_BYTES_MAX, 2 * MIB, 64 * MIB, "bytes", "largest message taken"),
     Setting("idle_mark_ms", 50, 1, 3_600_000, "ms", "an idle log gets its mark after this"),
     Setting("mark_groups", 64, 1, 64, "groups", "a mark at least every so many groups"),
 ]  # fmt: skip

@@ -45,7 +45,14 @@ def test_zero_is_refused_at_the_command_line_with_exit_64(run: Run, setting: Set
 @every_number
 def test_the_bounds_of_a_number_are_taken(setting: Setting) -> None:
     for value in (setting.minimum, setting.maximum):
-        assert load_config("d", (), {setting.name: str(value)}, None, {}).numbers[setting.name] == value
+        given = {"append_bytes_max": "64", setting.name: str(value)}
+        assert load_config("d", (), given, None, {}).numbers[setting.name] == value
+
+
+def test_a_message_must_have_room_for_the_largest_append() -> None:
+    with pytest.raises(WrongSetting, match="^message_bytes_max: .*append_bytes_max"):
+        load_config("d", (), {"message_bytes_max": str(9 << 20)}, None, {})
+    load_config("d", (), {"message_bytes_max": str(9 << 20), "append_bytes_max": str(8 << 20)}, None, {})
 
 
 @pytest.mark.parametrize("name", FLAGS)
