@@ -50,8 +50,8 @@ def test_the_bounds_of_a_number_are_taken(setting: Setting) -> None:
 
 
 def test_a_message_must_have_room_for_the_largest_append() -> None:
-    with pytest.raises(WrongSetting, match="^message_bytes_max: .*append_bytes_max"):
-        load_config("d", (), {"message_bytes_max": str(9 << 20)}, None, {})
+    with pytest.raises(WrongSetting, match=r"^message_bytes_max: .*append_bytes_max"):
+        load_config("d", (), {"message_bytes_max": str((9 << 20) - 1)}, None, {})
     load_config("d", (), {"message_bytes_max": str(9 << 20), "append_bytes_max": str(8 << 20)}, None, {})
 
 

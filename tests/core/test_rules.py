@@ -355,13 +355,15 @@ def test_the_short_way_of_plain_appends_decides_nothing_of_its_own(seed: int) ->
     for memory in (short, long):
         memory.appender.limits = AppendLimits(event_bytes_max=150, append_bytes_max=200, id_window_events=8)
         memory.appender._plain_bytes_max = 150
-    long.appender._admit_plain = lambda *_: None  # type: ignore[method-assign]
+    taken = 0
     for now in range(3_000):
         request = random_request(rnd)
         answers: list[tuple[Any, ...]] = []
         for memory in (short, long):
             try:
-                answers.append(memory.appender.admit(request, now, 0))
+                plain = memory.appender.admit_plain(request, now, 0) if memory is short else None
+                taken += plain is not None
+                answers.append((plain, True) if plain is not None else memory.appender.admit(request, now, 0))
             except Exception as error:
                 answers.append((type(error), getattr(error, "facts", ()), getattr(error, "shares_fate", None)))
         assert answers[0] == answers[1], request
@@ -375,6 +377,7 @@ def test_the_short_way_of_plain_appends_decides_nothing_of_its_own(seed: int) ->
                 long.commit()
     assert short.bytes == long.bytes
     assert short.index.head > 100
+    assert taken > 30
 
 
 def test_maps_are_no_columns_in_the_short_way_either() -> None:
@@ -386,8 +389,11 @@ def test_maps_are_no_columns_in_the_short_way_either() -> None:
         msgpack.packb([b"i" * 16, "t", {b"m": b"v"}, [b"p"]]),
         msgpack.packb([b"i" * 16, "t", None, {b"p": b"v" * 100_000}]),
     ):
+        packed = msgpack.packb((3, 1, 0, None, 0, None, None, [("a", None, region_of_maps)]))
+        request = msgpack.unpackb(packed, use_list=False)
+        assert memory.appender.admit_plain(request, 1, 0) is None
         with pytest.raises(InvalidArgument):
-            memory.admit(("a", None, region_of_maps))
+            memory.appender.admit(request, 1, 0)
 
 
 def test_appends_that_wait_for_the_next_group_are_all_admitted_in_their_order() -> None:

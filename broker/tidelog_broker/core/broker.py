@@ -118,10 +118,17 @@ class Broker:
         except TidelogError as error:
             self.say(peer, _refusal(None, error))
             return
+        plain = self.appender.admit_plain
         for request in requests:
             kind = request[0]
             if kind == wire.APPEND and peer.alive:
-                self._append(peer, request)
+                # The short way of most appends; behind one that waits for the next group, all wait.
+                reply = None if self.backlog else plain(request, self._now, self.generation)
+                if reply is None:
+                    self._append(peer, request)
+                else:
+                    self._touch(peer)
+                    peer.fated.append(reply)
             elif kind == wire.HELLO:
                 peer = self._hello(identity, request)
             elif kind == wire.HEALTH:
@@ -147,8 +154,7 @@ class Broker:
         except TidelogError as error:
             self.refused += 1
             reply, fated = _refusal(request[1], error), error.shares_fate
-        if not (peer.fated or peer.ready):
-            self.touched.append(peer)
+        self._touch(peer)
         (peer.fated if fated else peer.ready).append(reply)
         return True
 
@@ -176,9 +182,13 @@ class Broker:
 
     def say(self, peer: Peer, reply: Request) -> None:
         """A reply that no group's fate decides."""
-        if not peer.fated and not peer.ready:
-            self.touched.append(peer)
+        self._touch(peer)
         peer.ready.append(reply)
+
+    def _touch(self, peer: Peer) -> None:
+        """It has replies from here on."""
+        if not (peer.fated or peer.ready):
+            self.touched.append(peer)
 
     # -- the group's end
 
