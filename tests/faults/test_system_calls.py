@@ -41,7 +41,8 @@ def again(broker: BrokerProcess) -> Path:
 def trace_of(broker: BrokerProcess) -> list[Seen]:
     output = broker.errors.with_name("trace")
     # The tracer is no child of ours: it has written all when it says that the process has gone.
-    assert until(lambda: f"{broker.pid} +++" in output.read_text(errors="replace"), 20)
+    gone = re.compile(rf"^{broker.pid} +\+\+\+", re.MULTILINE)  # strace pads a short pid
+    assert until(lambda: gone.search(output.read_text(errors="replace")) is not None, 20)
     return parse(output)
 
 
