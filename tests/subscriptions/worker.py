@@ -41,14 +41,28 @@ def follow(client: Client, until: int, **options: Any) -> None:
 
 
 def interrupts(client: Client, until: int, **options: Any) -> None:
-    """Ctrl-C again and again; each time the same subscription is iterated on."""
+    """Ctrl-C again and again; each time the same subscription is iterated on.
+
+    The handler is Python's own but for where it may raise: only inside the block that catches it, or the interrupt that comes
+    between two rounds would end this process, and that would say nothing about the subscription.
+    """
     times = 0
+    armed = False
     seen: list[int] = []
     caught_up: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     with client.subscribe(**options) as sub:
         say("begun")
         while not seen or seen[-1] < until - 1:
             try:
+                armed = True
                 for item in sub:
                     # Nothing between the iteration and these steps looks at signals, so nothing is lost here.
                     if item.__class__ is CaughtUp:
@@ -56,6 +70,7 @@ def interrupts(client: Client, until: int, **options: Any) -> None:
                     elif item.__class__ is not Checkpoint:
                         seen.append(item[0])
                         if seen[-1] >= until - 1:
+                            armed = False
                             break
             except KeyboardInterrupt:
                 times += 1
