@@ -15,6 +15,7 @@ import zmq
 
 from .errors import (
     ClientClosed,
+    CorruptLog,
     DeadlineExceeded,
     InvalidArgument,
     ProtocolMismatch,
@@ -39,8 +40,10 @@ from .wire import (
     LIST_STREAMS,
     POSITION_AT,
     READ,
+    READ_CHECKED,
     STREAM,
     STREAM_INFO,
+    VERIFY,
     WAIT_DURABLE,
     Hello,
     bound,
@@ -320,6 +323,14 @@ class Client:
         fields = (appended.boot_id, appended.generation, appended.last_position)
         return self._call(WAIT_DURABLE, fields, _first, timeout).result()
 
+    def verify(self, *, begin: bool = False, timeout: float | None = None) -> tuple[str, dict[str, Any] | None]:
+        """The broker's check of its whole log while it runs: ("none" | "running" | "done" | "failed", report or None).
+
+        `begin` starts one unless it is running. The report is that of `tidelog verify --json`.
+        """
+        reply = self._call(VERIFY, (begin,), _whole, timeout).result()
+        return reply[2], reply[3]
+
     def info(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Figures about the broker, for people; names may be added."""
         return self._call(INFO, (), _first, timeout).result()  # type: ignore[return-value]
@@ -347,7 +358,7 @@ class Client:
                     reply = read_replies(socket.recv())[0]
                     if reply[1] != 0 or len(reply) < 7:
                         raise ProtocolMismatch("the answer to HEALTH can't be read")
-                    return Health(*reply[2:7])
+                    return Health(*reply[2:8])
         raise DeadlineExceeded(f"no answer from {endpoint}")
 
     def _hello(self, timeout: float | None = None) -> Hello:
@@ -374,6 +385,7 @@ class Pager:
         self._link = client._link
         self._timeout = client.timeout if timeout is None else _seconds(timeout)
         self._call: Future[tuple[Any, ...]] | None = None
+        self._asked: tuple[Any, ...] = ()
         if first:
             self._ask(pages.request(), monotonic() + self._timeout)
 
@@ -405,12 +417,31 @@ class Pager:
         pages.arrived(reply)
         self._link.exchange.note_head(pages.head)
         self._call = None
+        asked = self._asked
         # No deadline for a page asked for ahead: its reader may take its time before it comes back.
         self._ask(pages.ahead(), inf)
-        events = pages.decode(call.bulk)
+        try:
+            events = pages.decode(call.bulk)
+        except CorruptLog:
+            events = self._checked(asked)
         if self._call is None:
             self._ask(pages.request(), inf)
         return events
+
+    def _checked(self, fields: tuple[Any, ...]) -> list[Recorded]:
+        """The page again, each batch checked by the broker, which says where it is damaged and remembers that.
+
+        Raises CorruptLog(segment, offset), or what the read raises.
+        """
+        self.close()
+        call = Future(self._link, READ_CHECKED, fields, monotonic() + self._timeout, _whole)
+        self._link.submit(call, monotonic(), push=True)
+        try:
+            self.pages.again(call.result())
+        except TidelogError:
+            self._call = call  # so that `failed` tells: what this page held is not known
+            raise
+        return self.pages.decode(call.bulk)
 
     @property
     def failed(self) -> bool:
@@ -430,6 +461,7 @@ class Pager:
 
     def _ask(self, fields: tuple[Any, ...] | None, deadline: float) -> None:
         if fields is not None:
+            self._asked = fields
             call = Future(self._link, READ, fields, deadline, _whole)
             self._link.submit(call, monotonic(), push=True)
             self._call = call

@@ -171,13 +171,15 @@ class StreamRow(NamedTuple):
 
 
 class Health(NamedTuple):
-    """How the broker is. `sync_us`: microseconds that the running data-sync has taken, 0 if none runs."""
+    """How the broker is. `sync_us`: microseconds that the running data-sync has taken, 0 if none runs. `degraded`: what is wrong
+    though it serves (damage that was found while it runs), or ""."""
 
     live: bool
     ready: bool
     reason: str
     head: int
     sync_us: int
+    degraded: str = ""
 
 
 class CaughtUp(NamedTuple):

@@ -13,7 +13,7 @@ from .batch import signature_of
 from .errors import InvalidArgument, ProtocolMismatch, Truncated
 from .limits import INT_MAX, TYPES_FILTER_MAX
 from .messages import Recorded
-from .wire import STREAM, bound, decode_page
+from .wire import ANYTHING, STREAM, Cover, bound, decode_page
 
 
 def types_filter(types: str | Iterable[str] | None) -> tuple[str, ...] | None:
@@ -51,6 +51,7 @@ class Pages:
         self.wait_for = None if wait_for is None else bound(wait_for, "wait_for")
         self.finished = types == ()
         self.covers_from = self.covers_to = self.end = self.head = 0
+        self.cover = ANYTHING
         self._low = self._high = 0
         self._wanted = None if types is None else frozenset(types)
         self._signature = 0 if types is None else signature_of(types)
@@ -65,11 +66,12 @@ class Pages:
         return (self.scope, self.name, self.start, self.stop, limit, self.backwards, self.types, self.wait_for)
 
     def arrived(self, reply: tuple[Any, ...]) -> None:
-        """A page's header: [id, 0, from, to, end, head]. Raises ProtocolMismatch when it leads nowhere."""
+        """A page's header: [id, 0, from, to, end, head, batches]. Raises ProtocolMismatch when it leads nowhere."""
         covers_from, covers_to, end, head = reply[2:6]
         if not all(type(number) is int and 0 <= number <= INT_MAX for number in (covers_from, covers_to, end, head)):
             raise ProtocolMismatch("a page's header is not four numbers")
         self.covers_from, self.covers_to, self.end, self.head = covers_from, covers_to, end, head
+        self.cover = self._cover(reply)
         self._first = False
         self.wait_for = None
         self.finished = self.finished or self.remaining == 0
@@ -90,6 +92,14 @@ class Pages:
             raise ProtocolMismatch("a page does not go on from where the last one ended")
         self.start = max(covers_to, self.start or 0)
 
+    def again(self, reply: tuple[Any, ...]) -> None:
+        """The same page came once more, perhaps a longer one by now: what counts of it stays what it was."""
+        self.cover = self._cover(reply)
+
+    def _cover(self, reply: tuple[Any, ...]) -> Cover:
+        batches = reply[6] if len(reply) > 6 and type(reply[6]) is int else None
+        return Cover(batches, reply[2], reply[3], self.scope, self.name.encode())
+
     def ended_by(self, error: Truncated) -> bool:
         """Whether this error only says that a backward read without a start has come to what was removed meanwhile."""
         return self.backwards and self.start is None and not self._first
@@ -107,10 +117,12 @@ class Pages:
         return None if fields is None else (*fields[:4], left, *fields[5:])
 
     def decode(self, data: bytes) -> list[Recorded]:
-        """The page's events that count, in the read's direction."""
-        if not data:
+        """The page's events that count, in the read's direction. Raises CorruptLog: ask again with READ_CHECKED."""
+        if not data and not self.cover.batches:
             return []
-        events = decode_page(data, self.scope == STREAM, self._low, self._high, self._wanted, self._signature)
+        events = decode_page(
+            data, self.scope == STREAM, self._low, self._high, self._wanted, self._signature, self.cover
+        )
         if self.backwards:
             events.reverse()
         if self.remaining is not None:

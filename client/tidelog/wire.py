@@ -20,7 +20,7 @@ from .batch import (
     CONTROL,
     EVENTS,
     GROUP_HEADER_BYTES,
-    GROUP_MAGIC_BYTE,
+    GROUP_MAGIC,
     HAS_SESSION,
     HEADER,
     HEADER_BYTES,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 1
 HELLO, PING, APPEND, READ, STREAM_INFO, LIST_STREAMS, HEAD, POSITION_AT, INFO, WAIT_DURABLE, HEALTH = range(1, 12)
+READ_CHECKED, VERIFY = 12, 13
 WITHOUT_DEADLINE: Final = frozenset((PING, INFO, HEALTH))
 EVERYTHING, CATEGORY, STREAM = 0, 1, 2
 DUPLICATE_FLAG, DURABLE_FLAG = 1, 2
@@ -265,28 +266,70 @@ CRC_RESIDUE: Final = 0x2144DF1C
 """CRC-32 of any bytes with their own little-endian CRC-32 behind them: one call checks a batch."""
 
 
+class Cover(NamedTuple):
+    """What the header of a page says about its bytes: `batches` of events (None: it does not say), rising, each reaching into
+    [start, stop) of the page's unit, and all of one stream or category. Zeros where a batch was look like padding, and a batch
+    that was written astray has the right checksum: only this tells."""
+
+    batches: int | None
+    start: int
+    stop: int
+    scope: int
+    name: bytes
+
+
+ANYTHING: Final = Cover(None, 0, INT_MAX + 1, EVERYTHING, b"")
+
+
 def decode_page(
-    data: bytes, by_version: bool, start: int, stop: int, types: frozenset[str] | None = None, signature: int = 0
+    data: bytes,
+    by_version: bool,
+    start: int,
+    stop: int,
+    types: frozenset[str] | None = None,
+    signature: int = 0,
+    cover: Cover = ANYTHING,
 ) -> list[Recorded]:
     """Stored bytes → the events in [start, stop), in order (a page's unit: versions if `by_version`, else positions).
 
     Group headers, control batches and padding are skipped. With `types`, exactly those are left; `signature` is theirs.
-    Raises CorruptLog (segment "", offset in `data`) on a wrong checksum, an unknown record, or bytes that end early.
+    Raises CorruptLog (segment "", offset in `data`) on a wrong checksum, an unknown record, bytes that end early, and on batches
+    that are not those of `cover`.
     """
     events: list[Recorded] = []
     names: dict[bytes, str] = {}
-    at, size = 0, len(data)
+    at, size, met, edge = 0, len(data), 0, 0
+    _, first, behind, scope, owner = cover
     view = memoryview(data)
+    unpack = HEADER.unpack_from
     while at < size:
         kind = data[at]
         if kind == EVENTS:
-            at = _decode_batch(view, data, at, events, names, by_version, start, stop, types, signature)
-        elif kind == GROUP_MAGIC_BYTE:
+            if size - at < HEADER_BYTES:
+                raise CorruptLog(f"batch at offset {at}: it is cut off", "", at)
+            header = unpack(data, at)
+            length, count = header[4], header[7]
+            end = at + length
+            if not HEADER_BYTES + 4 < length <= BATCH_BYTES_CEILING or crc32(view[at:end]) != CRC_RESIDUE:
+                raise CorruptLog(f"batch at offset {at}: checksum or length", "", at)
+            place = header[10] if by_version else header[9]
+            if place < edge or place >= behind or place + count <= first:
+                raise CorruptLog(f"batch at offset {at}: {place} does not belong there", "", at)
+            if scope:
+                name = data[at + HEADER_BYTES : at + HEADER_BYTES + header[2]]
+                if name != owner if scope == STREAM else not name.startswith(owner + b"/"):
+                    raise CorruptLog(f"batch at offset {at}: it is of another stream", "", at)
+            met += 1
+            edge = place + count
+            if place < stop and edge > start and (types is None or header[12] & signature):
+                _decode_batch(view, data, at, header, events, names, by_version, start, stop, types)
+            at = end
+        elif data.startswith(GROUP_MAGIC, at):
             at += GROUP_HEADER_BYTES
         elif kind == CONTROL:
             length = int.from_bytes(data[at + 4 : at + 8], "little")
-            if length < HEADER_BYTES:
-                raise CorruptLog(f"control batch at offset {at}: length {length}", "", at)
+            if length < HEADER_BYTES or crc32(view[at : at + length]) != CRC_RESIDUE:
+                raise CorruptLog(f"control batch at offset {at}: checksum or length", "", at)
             at += length
         elif kind == PADDING_BYTE:
             at = size - len(data[at:].lstrip(b"\0"))
@@ -294,25 +337,21 @@ def decode_page(
             raise CorruptLog(f"no record begins at offset {at}", "", at)
     if at > size:
         raise CorruptLog("stored bytes end inside a record", "", size)
+    if cover.batches is not None and met != cover.batches:
+        raise CorruptLog(f"{met} batches stand where {cover.batches} should", "", 0)
     return events
 
 
 def _decode_batch(
-    view: memoryview, data: bytes, at: int, events: list[Recorded], names: dict[bytes, str],
-    by_version: bool, start: int, stop: int, types: frozenset[str] | None, signature: int,
-) -> int:  # fmt: skip
-    """Decode the batch at `at` onto `events` → the offset behind it."""
+    view: memoryview, data: bytes, at: int, header: tuple[int, ...], events: list[Recorded], names: dict[bytes, str],
+    by_version: bool, start: int, stop: int, types: frozenset[str] | None,
+) -> None:  # fmt: skip
+    """Decode the batch at `at`, its checksum right, onto `events`."""
+    _, flags, name_bytes, layout, length, _, _, count, region_bytes, position, version, time, _ = header
+    end = at + length - 4
+    name = at + HEADER_BYTES
+    place = version if by_version else position
     try:
-        (_, flags, name_bytes, layout, length, _, _, count, region_bytes, position, version, time, present) = (
-            HEADER.unpack_from(data, at)
-        )
-        end: int = at + length - 4
-        name = at + HEADER_BYTES
-        if not HEADER_BYTES + 4 < length <= BATCH_BYTES_CEILING or crc32(view[at : end + 4]) != CRC_RESIDUE:
-            raise CorruptLog(f"batch at offset {at}: checksum or length", "", at)
-        place = version if by_version else position
-        if place >= stop or place + count <= start or (types is not None and not present & signature):
-            return end + 4
         region = end - region_bytes
         if layout != COLUMNS or region < name + name_bytes or (not flags & HAS_SESSION and region > name + name_bytes):
             raise CorruptLog(f"batch at offset {at}: its parts do not fit", "", at)
@@ -328,7 +367,7 @@ def _decode_batch(
             if types is None or kind in types:
                 extra = b"" if metadata is None else metadata[0]
                 events.append(make_recorded((position, stream, version, kind, payloads[0], extra, ids, time)))
-            return end + 4
+            return
         rows = map(
             make_recorded,
             zip(
@@ -350,7 +389,6 @@ def _decode_batch(
         cut = list(rows)[max(start - place, 0) : stop - place]
         made = cut if types is None else [row for row in cut if row[3] in types]
     events.extend(made)
-    return end + 4
 
 
 PUBLISHED = struct.Struct("<16sQQQQII")

@@ -28,7 +28,7 @@ def test_a_read_that_waits_for_a_position_is_answered_once_it_is_durable_and_not
         client.append(stream, Event("a", b"awaited"))
         page = raws[0].receive(5)
         assert page
-        assert page[0][0][1:] == [0, 0, 1, 1, head + 1]
+        assert page[0][0][1:] == [0, 0, 1, 1, head + 1, 1]
         assert b"awaited" in page[1]
         told = raws[1].receive(5)
         assert told

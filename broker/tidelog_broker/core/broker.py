@@ -45,13 +45,15 @@ class Identity(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What HEALTH answers; `sync_us`: µs that the running data-sync has taken, 0 if none runs."""
+    """What HEALTH answers; `sync_us`: µs that the running data-sync has taken, 0 if none runs; `degraded`: what is wrong though
+    it is ready, or ""."""
 
     live: bool
     ready: bool
     reason: str
     head: int
     sync_us: int
+    degraded: str = ""
 
 
 class Waiting(NamedTuple):
@@ -64,7 +66,7 @@ class Waiting(NamedTuple):
 
 
 class Broker:
-    """The broker's state. One thread calls it; `endpoints`, `info` and `verdict` are given by the server."""
+    """The broker's state. One thread calls it; `endpoints`, `info`, `verdict` and `verify` are given by the server."""
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Broker:
         recorded_at: Callable[[int], int],
         info: Callable[[], dict[str, Any]],
         verdict: Callable[[], Verdict],
+        verify: Callable[[bool], tuple[str, dict[str, Any] | None]] = lambda begin: ("none", None),
     ) -> None:
         self.identity = identity
         self.index = index
@@ -84,6 +87,7 @@ class Broker:
         self.topics = Topics(identity.log_id)
         self.generation = 0
         self.stopping = False
+        self.read_only = False
         self.endpoints: list[list[str]] = []
         self.touched: list[Peer] = []
         self.later: deque[tuple[Peer, Request]] = deque()
@@ -93,6 +97,7 @@ class Broker:
         self._recorded_at = recorded_at
         self._info = info
         self._verdict = verdict
+        self._verify = verify
         self._now = 0
 
     # -- taking messages
@@ -123,7 +128,7 @@ class Broker:
             kind = request[0]
             if kind == wire.APPEND and peer.alive:
                 # The short way of most appends; behind one that waits for the next group, all wait.
-                reply = None if self.backlog else plain(request, self._now, self.generation)
+                reply = None if self.backlog or self.read_only else plain(request, self._now, self.generation)
                 if reply is None:
                     self._append(peer, request)
                 else:
@@ -148,6 +153,8 @@ class Broker:
     def _admit(self, peer: Peer, request: Request) -> bool:
         """Stage or refuse one append; False when the group is full."""
         try:
+            if self.read_only:
+                raise Unavailable("this broker only reads: it was started with --salvage", "read-only")
             reply, fated = self.appender.admit(request, self._now, self.generation)
         except GroupFull:
             return False
@@ -216,12 +223,12 @@ class Broker:
     def _answer(self, peer: Peer, request: Request, now_ns: int) -> tuple[Request, list[Extent] | None] | None:
         kind, request_id = request[:2]
         index = self.index
-        if kind == wire.READ:
+        if kind in (wire.READ, wire.READ_CHECKED):
             query = wire.query(request)
             if self._waits(peer, request, request[2], request[10], now_ns):
                 return None
             page = cut_page(index, query)
-            return (request_id, 0, page.start, page.stop, page.end, index.head), page.extents
+            return (request_id, 0, page.start, page.stop, page.end, index.head, page.batches), page.extents
         if kind == wire.PING:
             return (request_id, 0, index.head), None
         if kind == wire.HEAD:
@@ -252,6 +259,9 @@ class Broker:
             return (request_id, 0, index.head), None
         if kind == wire.HEALTH:
             return (request_id, 0, *self._verdict()), None
+        if kind == wire.VERIFY:
+            _, begin = wire.parts(request, 2)
+            return (request_id, 0, *self._verify(begin is True)), None
         raise InvalidArgument(f"requests of kind {kind} are not built in this version")
 
     def _ends(self, stream: Stream) -> tuple[int, int, bool]:

@@ -30,12 +30,14 @@ Extent = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Covers [start, stop) in the read's unit; `end` is where the readable range ends now."""
+    """Covers [start, stop) in the read's unit; `end` is where the readable range ends now. `batches` of events stand in the
+    extents: whoever finds fewer has met zeros or a wrong length where a batch was."""
 
     start: int
     stop: int
     end: int
     extents: list[Extent]
+    batches: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ def cut_page(index: Index, query: Query) -> Page:
     stop = end if query.stop is None else min(query.stop, end)
     if start >= stop or query.limit == 0:
         edge = stop if query.backwards and start < stop else start
-        return Page(edge, edge, end, [])
+        return Page(edge, edge, end, [], 0)
     cut = _backwards if query.backwards else _forwards
     if query.scope == EVERYTHING and not query.signature and not query.backwards:
         return _run(index, start, stop, end, query.limit)
@@ -94,9 +96,11 @@ def _run(index: Index, start: int, stop: int, end: int, limit: int | None) -> Pa
     if high < len(positions) and not index.starts[high]:
         back = index.append_start(high)
         high = back if back > low else index.append_stop(high)
+        # What of that append lies wholly behind the range is nobody's.
+        high = max(low + 1, min(high, bisect_left(positions, stop, low)))
     size = places[high - 1] + index.lengths[high - 1] - places[low]
     covered = min(stop, index.position_behind(high - 1))
-    return Page(start, covered, end, [(places[low] >> PLACE_SHIFT, places[low] & OFFSET_MASK, size)])
+    return Page(start, covered, end, [(places[low] >> PLACE_SHIFT, places[low] & OFFSET_MASK, size)], high - low)
 
 
 def _forwards(
@@ -112,10 +116,10 @@ def _forwards(
         if keys[number] >= stop:
             break
         if pieces.is_full(number) and not (pieces.any and index.append_start(number) <= pieces.last):
-            return Page(start, max(start, keys[number]), end, pieces.extents())
+            return Page(start, max(start, keys[number]), end, pieces.extents(), pieces.count)
         pieces.take(number)
         at += 1
-    return Page(start, stop, end, pieces.extents())
+    return Page(start, stop, end, pieces.extents(), pieces.count)
 
 
 def _backwards(
@@ -130,11 +134,11 @@ def _backwards(
         if _stop_of(index, keys, number) <= start:
             break
         if pieces.is_full(number) and not (pieces.any and index.append_start(pieces.last) <= number):
-            return Page(covered, stop, end, pieces.extents())
+            return Page(covered, stop, end, pieces.extents(), pieces.count)
         pieces.take(number)
         covered = max(start, keys[number])
         at -= 1
-    return Page(start, stop, end, pieces.extents())
+    return Page(start, stop, end, pieces.extents(), pieces.count)
 
 
 def _stop_of(index: Index, keys: Sequence[int], number: int) -> int:
@@ -179,6 +183,11 @@ class _Pieces:
         first = self._keys[number]
         events = index.position_behind(number) - index.positions[number]
         self._wanted -= min(self._stop, first + events) - max(self._start, first)
+
+    @property
+    def count(self) -> int:
+        """How many batches were taken."""
+        return len(self._numbers)
 
     def extents(self) -> list[Extent]:
         """In rising order, neighbours merged."""

@@ -95,13 +95,13 @@ class SegmentReader:
         self._buffer = b""
         self._buffer_at = 0
         if header.first_group != chain.group + 1 or header.previous_tag != chain.tag:
-            raise self._damage(
+            raise self.damage(
                 f"it begins with group {header.first_group} behind tag {header.previous_tag.hex()}, expected group "
                 f"{chain.group + 1} behind {chain.tag.hex()}",
                 at=0,
             )
         if header.first_position != chain.position:
-            raise self._damage(f"it begins at position {header.first_position}, expected {chain.position}", at=0)
+            raise self.damage(f"it begins at position {header.first_position}, expected {chain.position}", at=0)
 
     def groups(self) -> Iterator[Group]:
         """The good groups in order; ends at the first place that holds none."""
@@ -136,7 +136,7 @@ class SegmentReader:
     def _rows(self, head: GroupHeader, body: bytes) -> tuple[list[BatchRow], int]:
         """The batches of an authentic body. What is wrong here was written so: damage, never a torn tail."""
         if head.first_position != self.chain.position:
-            raise self._damage(
+            raise self.damage(
                 f"group {head.number} begins at position {head.first_position}, expected {self.chain.position}"
             )
         position, at, next_index, count_now = head.first_position, 0, 0, 0
@@ -144,24 +144,24 @@ class SegmentReader:
         view = memoryview(body)
         while at < len(body):
             if len(body) - at < HEADER_BYTES:
-                raise self._damage(f"group {head.number}: {len(body) - at} bytes behind its last batch")
+                raise self.damage(f"group {head.number}: {len(body) - at} bytes behind its last batch")
             (kind, flags, name_bytes, layout, length, index, count, events, region, first, version, time, signature) = (
                 HEADER.unpack_from(body, at)
             )
             if length > min(BATCH_BYTES_CEILING, len(body) - at) or length < HEADER_BYTES + name_bytes + region + 4:
-                raise self._damage(f"group {head.number}: a batch of {length} bytes does not fit")
+                raise self.damage(f"group {head.number}: a batch of {length} bytes does not fit")
             stop = at + length - 4
             if crc32(view[at:stop]) != CRC.unpack_from(body, stop)[0]:
-                raise self._damage(f"group {head.number}: checksum of a batch")
+                raise self.damage(f"group {head.number}: checksum of a batch")
             if index != next_index or index >= count or (index and count != count_now):
-                raise self._damage(f"group {head.number}: an append is not whole (batch {index} of {count})")
+                raise self.damage(f"group {head.number}: an append is not whole (batch {index} of {count})")
             if kind == EVENTS:
                 if first != position:
-                    raise self._damage(f"group {head.number}: a batch at position {first}, expected {position}")
+                    raise self.damage(f"group {head.number}: a batch at position {first}, expected {position}")
                 if not 0 < events <= APPEND_EVENTS_CEILING or not name_bytes:
-                    raise self._damage(f"group {head.number}: a batch of {events} events")
+                    raise self.damage(f"group {head.number}: a batch of {events} events")
             elif kind != CONTROL or events or name_bytes or flags & HAS_SESSION:
-                raise self._damage(f"group {head.number}: a batch of kind {kind}")
+                raise self.damage(f"group {head.number}: a batch of kind {kind}")
             if flags & ~(DELETION | HAS_SESSION) or not 0 < layout <= (COLUMNS if kind == EVENTS else CONTROL_SUBTYPES):
                 raise InvalidHeader(
                     f"segment {self.header.name}: group {head.number} holds a batch of flags {flags}, layout {layout}: "
@@ -171,7 +171,7 @@ class SegmentReader:
             try:
                 stream = name.decode()
             except UnicodeDecodeError:
-                raise self._damage(f"group {head.number}: a stream name that is not UTF-8") from None
+                raise self.damage(f"group {head.number}: a stream name that is not UTF-8") from None
             rows.append(
                 BatchRow(
                     at, length, kind, flags, layout, index, count, events, first, version, time, signature, stream
@@ -181,7 +181,7 @@ class SegmentReader:
             at += length
             next_index, count_now = (index + 1, count) if index + 1 < count else (0, 0)
         if next_index or len(rows) != head.batches:
-            raise self._damage(f"group {head.number} holds {len(rows)} batches, its header says {head.batches}")
+            raise self.damage(f"group {head.number} holds {len(rows)} batches, its header says {head.batches}")
         return rows, position
 
     def _bytes(self, offset: int, count: int) -> bytes:
@@ -192,13 +192,14 @@ class SegmentReader:
             self._buffer_at, start = offset, 0
         return self._buffer[start : start + count]
 
-    def _damage(self, proof: str, at: int | None = None) -> CorruptLog:
+    def damage(self, proof: str, at: int | None = None) -> CorruptLog:
+        """What is wrong behind the last good group, at T or at another offset of this segment."""
         return damage(self.header.name, self.offset if at is None else at, self.chain, proof)
 
     def sealed_or_damage(self) -> None:
         """Raises CorruptLog unless the segment ended with its seal: a later segment exists."""
         if self.seal is None:
-            raise self._damage("a later segment exists, but here stands neither a whole group nor the seal")
+            raise self.damage("a later segment exists, but here stands neither a whole group nor the seal")
 
     def tail(self, marks: list[Mark], groups_named: dict[str, int]) -> Tail:
         """The verdict about the open segment behind T: a Tail to cut, or CorruptLog with its proof.
@@ -208,19 +209,17 @@ class SegmentReader:
         g, offset = self.chain.group, self.offset
         for mark in marks:
             if mark.group > g:
-                raise self._damage(
-                    f"mark {mark.sequence} names group {mark.group} as durable, the last good one is {g}"
-                )
+                raise self.damage(f"mark {mark.sequence} names group {mark.group} as durable, the last good one is {g}")
             if mark.open_ordinal > self.header.ordinal:
-                raise self._damage(f"mark {mark.sequence} names open segment {mark.open_ordinal}, which is missing")
+                raise self.damage(f"mark {mark.sequence} names open segment {mark.open_ordinal}, which is missing")
         for name, number in groups_named.items():
             if number > g:
-                raise self._damage(f"{name} names group {number} as durable, the last good one is {g}")
+                raise self.damage(f"{name} names group {number} as durable, the last good one is {g}")
         window = 2 * self.header.group_bytes_max + ZERO_STEP_MAX
         for at, head in self._authentic(offset, min(self._size, offset + window)):
             if head.number >= (g + 1 if head.seal else g + 2):
                 what = "seal" if head.seal else "group"
-                raise self._damage(f"an authentic {what} header numbered {head.number} stands at offset {at}")
+                raise self.damage(f"an authentic {what} header numbered {head.number} stands at offset {at}")
         stop = self._last_non_zero(offset)
         alone = self.seal is not None and stop <= offset + GROUP_HEADER_BYTES
         return Tail(offset, stop, unfinished_roll=alone)
@@ -238,6 +237,12 @@ class SegmentReader:
                         yield at + place, head
                     place = data.find(magic, place + 1)
             at += CHUNK_BYTES
+
+    def islands(self) -> Iterator[GroupHeader]:
+        """Whole groups behind T, out of the chain's reach: what cutting there would take away."""
+        for at, head in self._authentic(self.offset, self._size):
+            if not head.seal and crc32(self._read(at + GROUP_HEADER_BYTES, head.body_bytes)) == head.body_crc:
+                yield head
 
     def _last_non_zero(self, start: int) -> int:
         """The offset behind the last non-zero byte at or behind `start`; `start` if there is none."""
