@@ -7,19 +7,29 @@ cli_lines', both without I/O. Every failure is one line on stderr that begins wi
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import update_wrapper
+from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from . import cli_text as text
+from .cli_log import repair, verify
+from .cli_shared import (
+    EXIT_BROKEN_PIPE,
+    EXIT_CORRUPT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_IO,
+    EXIT_UNREACHABLE,
+    EXIT_UNSAFE,
+    EXIT_USAGE,
+    Refused,
+    client_options,
+    put,
+)
 from .config import FLAGS, NUMBERS, Config, WrongSetting, load_config
 from .endpoints import UnsafeEndpoint, WrongEndpoint, default_endpoint, parse_endpoint
 from .version import VERSION
@@ -28,18 +38,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from tidelog import Client, Recorded
-
-EXIT_FAILED, EXIT_USAGE, EXIT_CORRUPT, EXIT_UNREACHABLE, EXIT_IO, EXIT_UNSAFE = 1, 64, 65, 69, 74, 78
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
-
-
-class Refused(Exception):
-    """A command's own failure: what to say and the exit code."""
-
-    def __init__(self, why: str, code: int) -> None:
-        super().__init__(why)
-        self.code = code
-
 
 # From what went wrong to one line and an exit code
 
@@ -106,6 +104,8 @@ def explain(error: Exception) -> tuple[str, int]:
     why = str(error)
     if isinstance(error, errors.DeadlineExceeded) and error.maybe_applied:
         return f"{why}; what was sent may be in the log: read the stream before you repeat it", EXIT_UNREACHABLE
+    if isinstance(error, errors.Unavailable) and error.reason == "read-only":
+        return why, EXIT_FAILED
     if isinstance(error, errors.DeadlineExceeded | errors.ConnectionLost | errors.Unavailable):
         return f"{why}; is a broker running there? Start one with `tidelog serve`, or name another with --endpoint", (
             EXIT_UNREACHABLE
@@ -124,49 +124,6 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, errors.OutcomeUnknown):
         return f"{why}; what was sent may be in the log: read the stream before you repeat it", EXIT_FAILED
     return why, EXIT_USAGE if isinstance(error, errors.InvalidArgument) else EXIT_FAILED
-
-
-# Options that several commands share
-
-
-def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--endpoint, --timeout and --json; the command gets a client, and `as_json`."""
-
-    def run(endpoint: str | None, timeout: float, **kwargs: Any) -> Any:
-        with connected(endpoint, timeout) as client:
-            return command(client, **kwargs)
-
-    run = update_wrapper(run, command)
-    run = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")(run)
-    run = click.option(
-        "--timeout", type=click.FloatRange(0, 1e9), default=5.0, show_default=True, metavar="SECONDS",
-        help="How long to wait for an answer, retries included.",
-    )(run)  # fmt: skip
-    return click.option(
-        "--endpoint", metavar="ENDPOINT",
-        help="Where the broker is: ipc:///path or tcp://host:port.  [default: TIDELOG_ENDPOINT, else "
-        "$XDG_RUNTIME_DIR/tidelog/broker, else run/broker under TIDELOG_DATA]",
-    )(run)  # fmt: skip
-
-
-@contextmanager
-def connected(endpoint: str | None, timeout: float) -> Iterator[Client]:
-    """A client of the broker that flags and environment name."""
-    from tidelog import Client
-
-    endpoint = endpoint or os.environ.get("TIDELOG_ENDPOINT")
-    if not endpoint:
-        data = os.environ.get("TIDELOG_DATA")
-        if not data and not os.environ.get("XDG_RUNTIME_DIR"):
-            raise click.UsageError("say where the broker is, with --endpoint or TIDELOG_ENDPOINT")
-        endpoint = default_endpoint(Path(data or "."), os.environ)
-    with Client(endpoint, timeout=timeout) as client:
-        yield client
-
-
-def put(line: str) -> None:
-    """One line on standard output."""
-    sys.stdout.write(line + "\n")
 
 
 def put_events(events: Iterable[Recorded], as_json: bool, live: bool = False) -> None:
@@ -474,3 +431,7 @@ def version(as_json: bool) -> None:
         "msgpack": ".".join(map(str, msgpack.version)),
     }
     put(text.as_json(found) if as_json else f"tidelog {VERSION}")
+
+
+main.add_command(verify)
+main.add_command(repair)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -115,4 +115,58 @@ def figures(row: Mapping[str, Any]) -> str:
 def health_line(health: Health) -> str:
     """How the broker is, in a line."""
     state = "ready" if health.ready else f"not ready: {printable(health.reason)}"
-    return f"{state}, head {health.head}"
+    return f"{state}, head {health.head}" + (f", degraded: {printable(health.degraded)}" if health.degraded else "")
+
+
+def survey(found: Mapping[str, Any]) -> str:
+    """What `tidelog verify` found: a verdict, figures, and at damage where, why, and what to do."""
+    rows = [f"{found['verdict']}: {_verdict(found)}"]
+    if found["events"]:
+        counts = {
+            "events": found["events"],
+            "batches": found["batches"],
+            "groups": found["groups"],
+            "streams": found["streams"],
+        }
+        counts |= {"segments": len(found["segments"]), "bytes": found["bytes"]}
+        words = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        rows.append(f"positions {found['first_position']} to {found['head'] - 1}: {words}")
+    else:
+        rows.append(f"no events, head {found['head']}, {len(found['segments'])} segments")
+    if found["quarantine"]:
+        rows.append(f"quarantine/ holds {', '.join(found['quarantine'])}")
+    if found["damage"]:
+        hole = found["damage"]
+        behind = hole["groups_behind"]
+        rows += [
+            f"proof: {hole['proof']}",
+            f"behind the hole stand {behind:,} whole groups" if behind else "behind the hole stands no whole group",
+            "what to do: copy the directory to a good disk; an I/O error may pass."
+            if hole["unreadable"]
+            else "what to do: keep a copy of the whole directory, check the disk and its memory, put the files back from a copy. "
+            f"`tidelog serve --salvage` serves the positions before {hole['position']}; "
+            "`tidelog repair --accept-loss` ends the log there.",
+        ]
+    return "\n".join(printable(row) for row in rows)
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    if found["damage"]:
+        hole = found["damage"]
+        return f"segment {hole['segment']}, offset {hole['offset']}, group {hole['group']}, position {hole['position']}"
+    if found["tail"]:
+        tail = found["tail"]
+        return (
+            f"{tail['bytes']} bytes at offset {tail['offset']} of segment {tail['segment']} were never acknowledged; "
+            "a start cuts them and keeps them in quarantine/"
+        )
+    return "stopped cleanly" if found["clean_stop"] else "whole"
+
+
+def repaired(found: Mapping[str, Any], plans: Sequence[str], done: Sequence[str]) -> str:
+    """What `tidelog repair` did, or would do."""
+    if done:
+        return "\n".join([*map(printable, done), survey(found)])
+    if not plans:
+        return survey(found) + "\nnothing to repair"
+    return "\n".join([survey(found), *(f"repair would: {printable(plan)}" for plan in plans)])

@@ -52,6 +52,7 @@ NUMBERS = [
 FLAGS = {
     "strict": "write a mark before every acknowledgement",
     "accept_missing_mark": "start although no mark is readable",
+    "salvage": "serve what is good of a damaged log, read-only, and change nothing",
     "accept_file_system": "start although the file system is nfs, cifs, fuse or the like",
 }
 

@@ -1,15 +1,18 @@
 """The only caller of os.*: files of one log directory, by name.
 
 Owns: the descriptors, the directory lock, what "synced" means. Promises: a write is one pwrite and may be short; errors
-are OSError and pass through untouched, for only the log knows what each one means (spec §6.5). The protocols `Disk` and
-`File` are the seam where tests put a simulated disk that can lose power (tests/support/simdisk.py) or fail at the n-th
-call (tests/support/faults.py). Names are relative to the directory; "quarantine/x" is the only folder used.
+are OSError and pass through untouched, for only the log knows what each one means (spec §6.5), but those of a sync are all
+EIO. The protocols `Disk` and `File` are the seam where tests put a simulated disk that can lose power
+(tests/support/simdisk.py) or fail at the n-th call (tests/support/faults.py). Names are relative to the directory;
+"quarantine/x" is the only folder used.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +61,14 @@ class Disk(Protocol):
         ...
 
 
+def synced(sync: Callable[[int], None], descriptor: int) -> None:
+    """Call a sync, any error of which is EIO: one that says "no room" lost what a write had taken. Raises OSError."""
+    try:
+        sync(descriptor)
+    except OSError as error:
+        raise OSError(errno.EIO, f"a sync failed: {error.strerror}") from error
+
+
 class Locked(Exception):
     """Another process holds the directory; `pid` is its, or None when it could not be read."""
 
@@ -92,10 +103,10 @@ class RealFile:
         return os.pwrite(self.fd, data, offset)
 
     def datasync(self) -> None:
-        os.fdatasync(self.fd)
+        synced(os.fdatasync, self.fd)
 
     def sync(self) -> None:
-        os.fsync(self.fd)
+        synced(os.fsync, self.fd)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self.fd, size)
@@ -164,11 +175,11 @@ class RealDisk:
 
     def sync_folder(self, folder: str = "") -> None:
         if not folder:
-            os.fsync(self._directory)
+            synced(os.fsync, self._directory)
             return
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
         try:
-            os.fsync(descriptor)
+            synced(os.fsync, descriptor)
         finally:
             os.close(descriptor)
 

@@ -219,10 +219,15 @@ class Log(OpenFiles):
         try:
             data = self._segment(ordinal).read(offset, count)
         except OSError as error:
-            raise CorruptLog(f"segment {ordinal} at offset {offset}: {error}", str(ordinal), offset) from error
+            raise self.rot(ordinal, offset, str(error)) from error
         if len(data) < count:
-            raise CorruptLog(f"segment {ordinal} ends before offset {offset + count}", str(ordinal), offset)
+            raise self.rot(ordinal, offset, f"it ends before offset {offset + count}")
         return data
+
+    def rot(self, ordinal: int, offset: int, why: str) -> CorruptLog:
+        """Stored bytes that were good when the log was opened, or written, and are not now."""
+        name = self._names[ordinal]
+        return CorruptLog(f"segment {name} is damaged at offset {offset}: {why}", name, offset)
 
     def readable(self, ordinal: int) -> int:
         """How many bytes a segment has now."""
@@ -232,7 +237,10 @@ class Log(OpenFiles):
         return len(self._names)
 
     def close(self) -> None:
-        """Clean stop: cut the open segment to its end, sync, mark. Raises FailStop."""
+        """Clean stop: cut the open segment to its end, sync, mark. Raises FailStop. A log that is only read is let go."""
+        if self.read_only:
+            self.abandon()
+            return
         with self._lock:
             # No more zeros behind the cut, and none into a descriptor that may be another file's by then.
             self._closed = True

@@ -11,9 +11,9 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
-from tidelog.errors import InvalidHeader, StorageFull
+from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
 from tidelog.limits import GROUP_BYTES_MAX
 
 from .core.format import (
@@ -21,8 +21,10 @@ from .core.format import (
     GROUP_HEADER_BYTES,
     NO_TAG,
     SEGMENT_HEADER_BYTES,
+    SEGMENT_MAGIC,
     SEGMENT_NAME,
     ZERO_STEP_MAX,
+    Mark,
     SegmentHeader,
 )
 from .core.recovery import Chain, Group, SegmentReader, Tail, damage
@@ -67,6 +69,10 @@ class LogSettings:
             raise ValueError(f"zero_step: {self.zero_step} is not from 1 to {ZERO_STEP_MAX}")
 
 
+def _no_random(count: int) -> bytes:
+    raise AssertionError("a log that is only read makes nothing")
+
+
 @dataclass(slots=True)
 class Report:
     """What opening found and did; the broker logs it."""
@@ -81,6 +87,15 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
 
+class Whole(NamedTuple):
+    """Up to where the log is good: behind this group, at this offset of this segment ("" before the first)."""
+
+    segment: str = ""
+    offset: int = 0
+    group: int = 0
+    position: int = 0
+
+
 Replay = Callable[[int, Group], None]
 """(segment ordinal, group): called for each good group in order; may raise CorruptLog."""
 
@@ -91,6 +106,11 @@ class OpenFiles:
     def __init__(self, disk: Disk, settings: LogSettings, random: Callable[[int], bytes]) -> None:
         self.settings = settings
         self.report = Report()
+        self.whole = Whole()
+        self.tail: Tail | None = None
+        self.damage: CorruptLog | None = None
+        self.read_only = False
+        self.unreadable = False
         self.syncs = 0
         self.end = SEGMENT_HEADER_BYTES
         self._disk = disk
@@ -104,6 +124,7 @@ class OpenFiles:
         self._prepared = 0
         self._full = False
         self._closed = False
+        self._let_go = False
         self._groups_unmarked = 0
         self._bytes_unmarked = 0
         # Guards _prepared, _spare and the open segment's size: they are shared with the preparing thread.
@@ -136,24 +157,88 @@ class OpenFiles:
         return log
 
     def _open(self, replay: Replay) -> None:
+        segments = self._list()
+        if segments is None:
+            self._create(Marks.create(self._disk, self._random(16)))
+            return
+        marks = self._read_marks(segments)
+        if not segments:
+            marks.creation_or_damage()
+            self._create(marks)
+            return
+        marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
+        self._recover(segments, self._judge(segments, replay))
+
+    @classmethod
+    def inspect(cls, disk: Disk, settings: LogSettings, replay: Replay, until: int | None = None) -> Self:
+        """Read a log and judge it as `open` would, but change nothing: `tail` or `damage` has the verdict, `whole` how far it
+        is good, and that far it can be read.
+
+        `until`: the number of a durable group to end with; what a running broker has written behind it is left alone.
+        `unreadable`: the damage is an I/O error, which may go away. Raises InvalidHeader when it is no log or a newer one,
+        OSError when it can't be opened.
+        """
+        log = cls(disk, settings, _no_random)
+        log.read_only = True
+        log._marks = Marks(disk, b"", [], False)
+        try:
+            log._inspect(replay, until)
+        except CorruptLog as error:
+            log.damage = error
+        except BaseException:
+            log.abandon()
+            raise
+        return log
+
+    def _inspect(self, replay: Replay, until: int | None) -> None:
+        segments = self._list()
+        if segments is None:
+            raise InvalidHeader("there is no log in this directory")
+        marks = self._read_marks(segments, settle=until is None)
+        if not segments:
+            marks.creation_or_damage()
+            return
+        bad_marks = None
+        try:
+            marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
+        except CorruptLog as error:
+            bad_marks = error  # told at the end: the groups are read all the same
+        try:
+            reader = self._judge(segments, replay, until)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.unreadable = True
+            at = self.whole
+            raise damage(at.segment, at.offset, self._chain, f"the device can't be read: {error}") from error
+        if until is None:
+            self.tail = reader.tail(marks.good, {})
+        elif self.whole.group < until:
+            raise reader.damage(f"group {until} was durable, the last good one is {self.whole.group}")
+        if bad_marks:
+            raise bad_marks
+
+    def _list(self) -> list[str] | None:
+        """The segments' names in order; None when there is nothing yet. Raises InvalidHeader for what is not ours."""
         names = self._disk.names()
         segments = sorted(name for name in names if SEGMENT_NAME.match(name))
         foreign = [name for name in names if name not in OURS and name not in segments and not UNFINISHED.match(name)]
         if "marks" not in names and not segments:
             if foreign:
                 raise InvalidHeader(f"not a Tidelog directory: it holds {foreign[0]!r} and no log")
-            self._create(Marks.create(self._disk, self._random(16)))
-            return
+            return None
         for name in foreign:
             if name.startswith(("base-", "checkpoint-")) or name[:21].replace("-", "").isdigit():
                 raise InvalidHeader(f"{name} is of a kind that this version does not read: use a newer Tidelog")
-        self._settle("marks" in names, segments)
-        self._marks = Marks.read(self._disk, "marks" in names)
-        if not segments:
-            self._marks.creation_or_damage()
-            self._create(self._marks)
-            return
-        self._recover(segments, replay)
+        return segments
+
+    def _read_marks(self, segments: list[str], *, settle: bool = True) -> Marks:
+        """The marks, read from the disk and not from its cache, as will be the segments."""
+        exists = "marks" in self._disk.names()
+        if settle:
+            self._settle(exists, segments)
+        self._marks = Marks.read(self._disk, exists)
+        return self._marks
 
     def _create(self, marks: Marks) -> None:
         """The first segment, behind a marks file that is already durable."""
@@ -174,18 +259,23 @@ class OpenFiles:
                 file.close()
         self._disk.sync_folder()
 
-    def _recover(self, segments: list[str], replay: Replay) -> None:
-        self._marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
+    def _judge(self, segments: list[str], replay: Replay, until: int | None = None) -> SegmentReader:
+        """Read all groups, at most to number `until`; the reader of the last segment. Raises CorruptLog."""
+        reader = None
         for place, name in enumerate(segments, 1):
+            if reader is not None:
+                if self.whole.group == until:
+                    break
+                reader.sealed_or_damage()
             if int(name[:10]) != place:
                 raise damage(name, 0, self._chain, f"segment {place} is missing")
-        reader = None
-        for name in segments:
-            if reader is not None:
-                reader.sealed_or_damage()
-            reader = self._read_segment(name, replay)
+            reader = self._read_segment(name, replay, until)
         assert reader is not None
-        tail = reader.tail(self._marks.good, {})
+        return reader
+
+    def _recover(self, segments: list[str], reader: SegmentReader) -> None:
+        """Cut what is torn and make everything ready for the first new group."""
+        self.tail = reader.tail(self._marks.good, {})
         self._file = self._disk.open(segments[-1], writable=True)
         self._zeroing = self._disk.open(segments[-1], writable=True)
         self._header = reader.header
@@ -193,22 +283,34 @@ class OpenFiles:
         self._keep(self._header, self._file)
         self.end = reader.offset
         self._delete_unfinished()
-        self._cut(tail)
+        self._cut(self.tail)
         self._marks.replace_file(self._chain, *self._last_group, self._header)
 
-    def _read_segment(self, name: str, replay: Replay) -> SegmentReader:
+    def _read_segment(self, name: str, replay: Replay, until: int | None) -> SegmentReader:
+        chain = self._chain
+        self.whole = Whole(name, 0, chain.group, chain.position)
         file = self._disk.open(name)
+        self._files[int(name[:10])] = file
         size = file.size()
-        header = SegmentHeader.unpack(file.read(0, SEGMENT_HEADER_BYTES), name)
+        if self.read_only:
+            file.drop_cache()  # asked is what the disk holds
+        block = file.read(0, SEGMENT_HEADER_BYTES)
+        if self.read_only and block[: len(SEGMENT_MAGIC)] != SEGMENT_MAGIC:
+            raise damage(name, 0, chain, "its first bytes are no segment's")
+        header = self._header = SegmentHeader.unpack(block, name)
         if not self._marks.log_id:
             self._marks.log_id = header.log_id
         if header.log_id != self._marks.log_id:
-            raise damage(name, 0, self._chain, "it belongs to another log than the marks")
+            raise damage(name, 0, chain, "it belongs to another log than the marks")
         self._keep(header, file)
-        reader = SegmentReader(header, file.read, size, self._chain)
+        reader = SegmentReader(header, file.read, size, chain)
+        self.whole = Whole(name, reader.offset, chain.group, chain.position)
         for group in reader.groups():
             replay(header.ordinal, group)
             self.report.groups += 1
+            self.whole = Whole(name, reader.offset, chain.group, chain.position)
+            if chain.group == until:
+                break
         self.report.bytes_read += size
         if reader.end > SEGMENT_HEADER_BYTES:
             self._last_group = (header.ordinal, reader.end)
@@ -277,7 +379,7 @@ class OpenFiles:
         )  # fmt: skip
         block = header.pack()
         if spare.write(0, block) != len(block):
-            raise OSError(errno.EIO, "short write of a segment header into prepared space")
+            raise OSError(errno.ENOSPC, "short write of a segment header")
         spare.sync()
         self._disk.rename(SPARE, header.name)
         self._disk.sync_folder()
@@ -317,6 +419,10 @@ class OpenFiles:
         """Number of the last durable group; 0 before the first."""
         return self._chain.group
 
+    def marks(self) -> list[Mark]:
+        """The good marks that were found, the newest last."""
+        return self._marks.good
+
     def _keep(self, header: SegmentHeader, file: File) -> None:
         """Remember a segment's open file; the one longest open is closed when there are too many."""
         self._names[header.ordinal] = header.name
@@ -336,7 +442,10 @@ class OpenFiles:
         return file
 
     def abandon(self) -> None:
-        """Let go of every file without another word to the disk."""
+        """Let go of every file without another word to the disk; once, for its descriptor may be another file's by then."""
+        if self._let_go:
+            return
+        self._let_go = True
         for file in [
             *self._files.values(),
             getattr(self, "_zeroing", None),

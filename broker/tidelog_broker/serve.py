@@ -55,8 +55,10 @@ def _say(text: str, code: int) -> int:
 
 def _serve(config: Config) -> int:
     endpoints = [parse_endpoint(text) for text in config.bind or (default_endpoint(config.data, os.environ),)]
+    salvage = config.flags["salvage"]
     try:
-        _make_directory(config.data)
+        if not salvage:
+            _make_directory(config.data)
         disk = RealDisk(config.data)
     except OSError as error:
         return _say(f"{config.data}: {error.strerror}", EXIT_IO)
@@ -68,7 +70,7 @@ def _serve(config: Config) -> int:
             EXIT_UNSAFE,
         )
     disk.lock()
-    store = Store(disk, config.log_settings, os.urandom)
+    store = _salvage(disk, config) if salvage else Store(disk, config.log_settings, os.urandom)
     for endpoint in endpoints:
         endpoint.take()
     for warning in store.log.report.warnings:
@@ -84,6 +86,19 @@ def _serve(config: Config) -> int:
         return _run(server, context, endpoints)
     finally:
         context.destroy(linger=200)
+
+
+def _salvage(disk: RealDisk, config: Config) -> Store:
+    """What is good of a log, to be read only. Raises CorruptLog when nothing is."""
+    store = Store.inspect(disk, config.log_settings)
+    damage = store.log.damage
+    if not store.log.segments():
+        raise damage or CorruptLog("there is nothing to salvage: the log holds no segment", "", 0)
+    store.log.report.warnings.append(
+        f"read-only, nothing is changed: positions {store.index.first_position} to {store.index.head - 1} are served"
+        + (f"; {damage.text}" if damage else "; the log is not damaged, a start without --salvage would take it")
+    )
+    return store
 
 
 def _run(server: Server, context: zmq.Context[zmq.Socket[bytes]], endpoints: list[Endpoint]) -> int:

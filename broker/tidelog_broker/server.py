@@ -8,22 +8,26 @@ one may hang in a sync.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import Any
 
 import msgpack
 import zmq
+from tidelog.batch import Batch
 from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull
 
 from .config import Config
 from .core.broker import Broker, Identity, Request, Verdict
 from .core.pages import Extent
 from .core.peers import Peer
+from .core.requests import READ_CHECKED
 from .core.topics import EVERYTHING
 from .endpoints import Endpoint
 from .log import FailStop
 from .store import Store
+from .verifying import Verification
 from .version import VERSION
 
 # As plain integers: combining pyzmq's enum flags costs 350 ns each time, three times a reply.
@@ -58,17 +62,21 @@ class Server:
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._config = config
         self._started_ns = time.monotonic_ns()
+        self._verification = Verification(config.data)
+        self._rot = ""
         identity = Identity(store.log.log_id, os.urandom(16), VERSION, config.heartbeat_ms)
         self.broker = Broker(
             identity,
             store.index,
             config.append_limits,
             store.log.body_bytes_max,
-            store.append,
+            self._stored,
             store.recorded_at,
             self._info,
             self.verdict,
+            self._verify,
         )
+        self.broker.read_only = store.log.read_only
         store.restore_ids(self.broker.appender)
         self._requests = self._socket(context, zmq.ROUTER)
         self._requests.set(zmq.ROUTER_MANDATORY, 1)
@@ -104,8 +112,9 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop_requested`. Raises FailStop when the disk broke a promise."""
-        self._preparer.start()
-        self._prepare.set()
+        if not self.store.log.read_only:
+            self._preparer.start()
+            self._prepare.set()
         broker = self.broker
         while True:
             worked = self._drain()
@@ -225,18 +234,24 @@ class Server:
             answer = self.broker.answer(peer, request, now_ns)
             if answer is None:
                 continue
-            sent += self._send_answer(peer, *answer)
+            sent += self._send_answer(peer, *answer, checked=request[0] == READ_CHECKED)
             if sent >= ANSWER_BYTES_MAX:
                 break
 
-    def _send_answer(self, peer: Peer, reply: Request, extents: list[Extent] | None) -> int:
-        """Send one reply, with stored bytes in a frame of their own if it brings any; returns how many."""
+    def _send_answer(self, peer: Peer, reply: Request, extents: list[Extent] | None, checked: bool) -> int:
+        """Send one reply, with stored bytes in a frame of their own if it brings any; returns how many.
+
+        The bytes travel as they are and the client checks them; only `checked` makes the broker look.
+        """
         if extents is None:
             self.broker.say(peer, reply)
             return 0
         try:
+            if checked:
+                self.store.check(extents)
             pieces = list(self.store.read(extents))
         except CorruptLog as error:
+            self._rotten(error)
             self.broker.say(peer, (reply[0], error.code, error.text, error.facts))
             return 0
         stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -270,6 +285,7 @@ class Server:
             self.store.index.head, self.broker.generation, stopping=self.broker.stopping
         )
         self._publish_one(topic, body)
+        self._verified()
 
     def _subscriptions(self) -> None:
         """Take in who subscribed to what; a new subscriber to heartbeats gets one at once."""
@@ -331,6 +347,7 @@ class Server:
                 break
         self._subscriptions()
         self._heartbeat(time.monotonic_ns())
+        self._verification.stop()
         self.store.log.close()
 
     def close_sockets(self) -> None:
@@ -350,9 +367,44 @@ class Server:
             reason = "stopping"
         elif syncing > HANGING_SYNC_US:
             reason = f"a data-sync has been running for {syncing / 1e6:.1f} s"
+        elif self.store.log.read_only:
+            reason = f"read-only (--salvage): positions before {self.store.index.head} are served"
         elif self.store.log.full:
             reason = "storage full"
-        return Verdict(True, not reason, reason, self.store.index.head, syncing)
+        return Verdict(True, not reason, reason, self.store.index.head, syncing, self._rot)
+
+    # -- damage that is found while it runs
+
+    def _stored(self, number: int) -> list[Batch]:
+        """A stored append, to compare a repeat with. Raises CorruptLog."""
+        try:
+            return self.store.append(number)
+        except CorruptLog as error:
+            self._rotten(error)
+            raise
+
+    def _rotten(self, error: CorruptLog) -> None:
+        """Say it once and remember it for health; nothing else stops."""
+        if not self._rot:
+            self._rot = f"damage found: {error.text}"
+            print(f"tidelog: {self._rot}; `tidelog verify` tells how much", file=sys.stderr, flush=True)
+
+    def _verify(self, begin: bool) -> tuple[str, dict[str, Any] | None]:
+        """VERIFY: begin a check of the log as it is now, or tell how the last one ended."""
+        if begin:
+            self._verification.begin(self.store.log.group)
+        self._verified()
+        return self._verification.state()
+
+    def _verified(self) -> None:
+        """Take a finished check into account: it is the last word on what reads have met."""
+        report = self._verification.poll()
+        if report is None:
+            return
+        if report["damage"] is None:
+            self._rot = ""
+        else:
+            self._rotten(CorruptLog(report["damage"]["proof"], report["damage"]["segment"], report["damage"]["offset"]))
 
     def _info(self) -> dict[str, Any]:
         """Figures for people (INFO)."""

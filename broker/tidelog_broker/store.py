@@ -6,9 +6,10 @@ append need.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
-from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
+from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, INCOMPLETE, Batch, Incomplete, read_batch
 from tidelog.errors import CorruptLog, InvalidHeader
 
 from .core.appender import Appender
@@ -17,6 +18,7 @@ from .core.index import OFFSET_MASK, PLACE_SHIFT, Index, Staged
 from .core.recovery import Group
 from .disk import Disk
 from .log import Log, LogSettings
+from .opening import Replay
 
 READ_AHEAD_BYTES = 1 << 20
 
@@ -28,6 +30,20 @@ class Store:
         """Raises what Log.open raises."""
         self.index = Index()
         self.log = Log.open(disk, settings, random, self._replay)
+
+    @classmethod
+    def inspect(cls, disk: Disk, settings: LogSettings, also: Replay | None = None, until: int | None = None) -> Store:
+        """A log that can only be read, as far as it is good (Log.inspect). `also` sees each good group, too."""
+        store = cls.__new__(cls)
+        store.index = Index()
+
+        def replay(ordinal: int, group: Group) -> None:
+            if also is not None:
+                also(ordinal, group)
+            store._replay(ordinal, group)
+
+        store.log = Log.inspect(disk, settings, replay, until)
+        return store
 
     def _replay(self, ordinal: int, group: Group) -> None:
         """One recovered group into the index; stream versions must follow. Raises CorruptLog or InvalidHeader."""
@@ -95,13 +111,35 @@ class Store:
         """One batch, read from the log and checked. Raises CorruptLog."""
         place, length = self.index.places[number], self.index.lengths[number]
         ordinal, offset = place >> PLACE_SHIFT, place & OFFSET_MASK
-        return self._whole(read_batch(self.log.read(ordinal, offset, length)), place)
+        try:
+            return self._whole(read_batch(self.log.read(ordinal, offset, length)), place)
+        except CorruptLog:
+            raise self.log.rot(ordinal, offset, f"position {self.index.positions[number]} can't be read") from None
 
-    @staticmethod
-    def _whole(batch: Batch | Incomplete, place: int) -> Batch:
+    def check(self, extents: list[tuple[int, int, int]]) -> None:
+        """Check every batch in a page's extents. Raises CorruptLog with the segment and the offset of the first bad one."""
+        index = self.index
+        for ordinal, offset, size in extents:
+            data = self.log.read(ordinal, offset, size)
+            first = ordinal << PLACE_SHIFT | offset
+            at = bisect_left(index.places, first)
+            while at < len(index.places) and index.places[at] < first + size:
+                place, length = index.places[at], index.lengths[at]
+                try:
+                    batch = read_batch(data[place - first : place - first + length])
+                except CorruptLog:
+                    batch = INCOMPLETE
+                # The right checksum at the wrong place would be a write that went astray.
+                if isinstance(batch, Incomplete) or (batch.first_position, batch.length) != (
+                    index.positions[at],
+                    length,
+                ):
+                    raise self.log.rot(ordinal, place & OFFSET_MASK, f"position {index.positions[at]} can't be read")
+                at += 1
+
+    def _whole(self, batch: Batch | Incomplete, place: int) -> Batch:
         if isinstance(batch, Incomplete):
-            ordinal, offset = place >> PLACE_SHIFT, place & OFFSET_MASK
-            raise CorruptLog(f"segment {ordinal} at offset {offset}: the batch is cut off", str(ordinal), offset)
+            raise self.log.rot(place >> PLACE_SHIFT, place & OFFSET_MASK, "the batch is cut off")
         return batch
 
     def recorded_at(self, number: int) -> int:
