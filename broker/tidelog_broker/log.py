@@ -111,7 +111,9 @@ class Log(OpenFiles):
                     self._spare = self._new_spare()
                 except OSError as error:
                     self._drop_spare()
-                    raise self._room_or_stop(error, "preparing the next segment") from error
+                    failure = self._room_or_stop(error, "preparing the next segment")
+                    self._full = isinstance(failure, StorageFull)
+                    raise failure from error
         offset = self._header.aligned(self.end)
         chain = self._chain
         seal = pack_seal(self._header.key, chain.group, self._header.ordinal, offset, chain.position, chain.tag)

@@ -45,6 +45,13 @@ class FailStop(Exception):
     """The disk broke a promise; the process must end with 74. What was not answered has an unknown outcome."""
 
 
+def opening_failed(error: OSError) -> StorageFull | FailStop:
+    """What an error before the first request means."""
+    if error.errno in ROOM_ERRORS:
+        return StorageFull(f"no room to open the log: {error}")
+    return FailStop(f"opening the log: {error}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """Sizes in bytes. They are for new segments; recovery uses what each segment's header says."""
@@ -151,9 +158,7 @@ class OpenFiles:
             log.abandon()
             if not isinstance(error, OSError):
                 raise
-            if error.errno in ROOM_ERRORS:
-                raise StorageFull(f"no room to open the log: {error}") from error
-            raise FailStop(f"opening the log: {error}") from error
+            raise opening_failed(error) from error
         return log
 
     def _open(self, replay: Replay) -> None:
@@ -392,7 +397,11 @@ class OpenFiles:
 
     def _new_spare(self) -> File:
         """A zeroed file without a header, durable under its temporary name."""
-        spare = self._disk.create(SPARE)
+        try:
+            spare = self._disk.create(SPARE)
+        except FileExistsError:
+            self._disk.unlink(SPARE)  # one that found no room and could not be dropped then
+            spare = self._disk.create(SPARE)
         try:
             size = SEGMENT_HEADER_BYTES + self.settings.zero_step
             if spare.write(0, bytes(size)) != size:

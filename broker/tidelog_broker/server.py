@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -270,7 +271,7 @@ class Server:
         if self.broker.waiting and min(row.deadline_ns for row in self.broker.waiting) <= now_ns:
             self.broker.wake(now_ns)
         if log.unmarked and now_ns >= self._mark_due_ns():
-            log.mark()
+            self._syncing(log.mark)
         if log.full and now_ns >= self._next_retry_ns:
             self._next_retry_ns = now_ns + FULL_RETRY_MS * 1_000_000
             self._prepare.set()
@@ -348,7 +349,15 @@ class Server:
         self._subscriptions()
         self._heartbeat(time.monotonic_ns())
         self._verification.stop()
-        self.store.log.close()
+        self._syncing(self.store.log.close)
+
+    def _syncing(self, work: Callable[[], None]) -> None:
+        """Do what syncs outside of a group; health names it if it hangs."""
+        self.syncing_since_ns = time.monotonic_ns()
+        try:
+            work()
+        finally:
+            self.syncing_since_ns = 0
 
     def close_sockets(self) -> None:
         self._requests.close()

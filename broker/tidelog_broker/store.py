@@ -18,7 +18,7 @@ from .core.index import OFFSET_MASK, PLACE_SHIFT, Index, Staged
 from .core.recovery import Group
 from .disk import Disk
 from .log import Log, LogSettings
-from .opening import Replay
+from .opening import Replay, opening_failed
 
 READ_AHEAD_BYTES = 1 << 20
 
@@ -74,7 +74,20 @@ class Store:
         index.apply(ordinal, group.body_offset, staged)
 
     def restore_ids(self, appender: Appender) -> None:
-        """Fill the id window from the newest appends, as if the broker had never stopped."""
+        """Fill the id window from the newest appends, as if the broker had never stopped.
+
+        A part of opening: raises StorageFull or FailStop when the disk fails, CorruptLog when what it gives is damaged.
+        """
+        try:
+            self._restore_ids(appender)
+        except OSError as error:
+            raise opening_failed(error) from error
+        except CorruptLog as error:
+            if isinstance(error.__cause__, OSError):
+                raise opening_failed(error.__cause__) from error
+            raise
+
+    def _restore_ids(self, appender: Appender) -> None:
         index = self.index
         begins = [0, *generations(index, appender.limits.id_window_events)][-2]
         if begins >= index.head:
