@@ -45,7 +45,7 @@ def opened(data: str, *, alone: bool) -> Iterator[RealDisk]:
 
 def look(disk: RealDisk, until: int | None = None) -> Survey:
     """The survey, for people who wait."""
-    from .opening import LogSettings
+    from .files import LogSettings
     from .verify import survey
 
     return survey(disk, LogSettings(), until)
@@ -104,7 +104,7 @@ def repair(data: str, dry_run: bool, accept_loss: bool, as_json: bool) -> int:
 
     A torn tail is cut as a start would cut it. A damaged log is left alone, exit code 65, unless --accept-loss is given.
     """
-    from .opening import LogSettings
+    from .files import LogSettings
     from .repair import plan
     from .repair import repair as put_right
     from .verify import DAMAGED

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from tidelog.errors import CorruptLog, StorageFull
 
 from .core.format import GROUP_HEADER_BYTES, SEGMENT_HEADER_BYTES, pack_group_header, pack_seal
-from .opening import ROOM_ERRORS, SPARE, ZEROS, FailStop, LogSettings, OpenFiles, Report
+from .files import SPARE, LogSettings, Report
+from .opening import ROOM_ERRORS, ZEROS, FailStop, OpenFiles
 
 __all__ = ["FailStop", "Log", "LogSettings", "Place", "Report"]
 

@@ -1,42 +1,23 @@
 """Opening a log: create it or recover it (spec §8), and the files as that leaves them.
 
-Owns what happens before the first new byte: settle, judge (core.recovery decides), keep what will be cut, cut. Promises: damage
-changes nothing, and every step may be repeated after a crash.
+Owns what happens before the first new byte: settle and judge (files.py), keep what will be cut, cut. Promises: damage changes
+nothing, and every step may be repeated after a crash.
 """
 
 from __future__ import annotations
 
 import errno
-import re
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Self
 
-from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
-from tidelog.limits import GROUP_BYTES_MAX
+from tidelog.errors import StorageFull
 
-from .core.format import (
-    BLOCK,
-    GROUP_HEADER_BYTES,
-    NO_TAG,
-    SEGMENT_HEADER_BYTES,
-    SEGMENT_MAGIC,
-    SEGMENT_NAME,
-    ZERO_STEP_MAX,
-    Mark,
-    SegmentHeader,
-)
-from .core.recovery import Chain, Group, SegmentReader, Tail, damage
+from .core.format import NO_TAG, SEGMENT_HEADER_BYTES, ZERO_STEP_MAX, SegmentHeader
+from .core.recovery import SegmentReader, Tail
 from .disk import Disk, File
+from .files import QUARANTINE, SPARE, UNFINISHED, LogFiles, LogSettings, Replay
 from .marks import Marks
 
-SPARE = "spare"
-QUARANTINE = "quarantine"
-UNFINISHED = re.compile(r"(spare|marks\.tmp|(base|checkpoint)-\d{20}\.tmp)\Z")
-OURS = {QUARANTINE, "marks", "run", "lost+found"}
-OPEN_FILES_MAX = 128
-"""Segments kept open for reading."""
 ZEROS = memoryview(bytes(ZERO_STEP_MAX))
 ROOM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -52,94 +33,8 @@ def opening_failed(error: OSError) -> StorageFull | FailStop:
     return FailStop(f"opening the log: {error}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
-    """Sizes in bytes. They are for new segments; recovery uses what each segment's header says."""
-
-    segment_bytes: int = 256 << 20
-    group_bytes_max: int = GROUP_BYTES_MAX
-    zero_step: int = 1 << 20
-    prepare_ahead: int = 8 << 20
-    align: int = 1
-    mark_groups: int = 64
-    mark_bytes: int = 64 << 20
-    strict: bool = False
-    accept_missing_mark: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for sizes that a reader of the format would refuse."""
-        if self.align < 1 or self.align > BLOCK or self.align & (self.align - 1):
-            raise ValueError(f"align: {self.align} is not a power of two up to {BLOCK}")
-        if not GROUP_HEADER_BYTES < self.group_bytes_max <= GROUP_BYTES_MAX:
-            raise ValueError(f"group_bytes_max: {self.group_bytes_max} is not up to {GROUP_BYTES_MAX}")
-        if not 0 < self.zero_step <= ZERO_STEP_MAX:
-            raise ValueError(f"zero_step: {self.zero_step} is not from 1 to {ZERO_STEP_MAX}")
-
-
-def _no_random(count: int) -> bytes:
-    raise AssertionError("a log that is only read makes nothing")
-
-
-@dataclass(slots=True)
-class Report:
-    """What opening found and did; the broker logs it."""
-
-    created: bool = False
-    groups: int = 0
-    bytes_read: int = 0
-    cut_segment: str = ""
-    cut_offset: int = 0
-    cut_bytes: int = 0
-    quarantine: str = ""
-    warnings: list[str] = field(default_factory=list)
-
-
-class Whole(NamedTuple):
-    """Up to where the log is good: behind this group, at this offset of this segment ("" before the first)."""
-
-    segment: str = ""
-    offset: int = 0
-    group: int = 0
-    position: int = 0
-
-
-Replay = Callable[[int, Group], None]
-"""(segment ordinal, group): called for each good group in order; may raise CorruptLog."""
-
-
-class OpenFiles:
-    """The files of an open log and where it stands; log.py has what is done with them."""
-
-    def __init__(self, disk: Disk, settings: LogSettings, random: Callable[[int], bytes]) -> None:
-        self.settings = settings
-        self.report = Report()
-        self.whole = Whole()
-        self.tail: Tail | None = None
-        self.damage: CorruptLog | None = None
-        self.read_only = False
-        self.unreadable = False
-        self.syncs = 0
-        self.end = SEGMENT_HEADER_BYTES
-        self._disk = disk
-        self._random = random
-        self._chain = Chain()
-        self._files: dict[int, File] = {}
-        self._names: dict[int, str] = {}
-        self._spare: File | None = None
-        # (segment ordinal, offset behind its body) of the last durable group.
-        self._last_group = (0, 0)
-        self._prepared = 0
-        self._full = False
-        self._closed = False
-        self._let_go = False
-        self._groups_unmarked = 0
-        self._bytes_unmarked = 0
-        # Guards _prepared, _spare and the open segment's size: they are shared with the preparing thread.
-        self._lock = threading.Lock()
-        self._file: File
-        self._zeroing: File
-        self._header: SegmentHeader
-        self._marks: Marks
+class OpenFiles(LogFiles):
+    """The files of a log that can be written; log.py has what is done with them."""
 
     # -- opening
 
@@ -174,77 +69,6 @@ class OpenFiles:
         marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
         self._recover(segments, self._judge(segments, replay))
 
-    @classmethod
-    def inspect(cls, disk: Disk, settings: LogSettings, replay: Replay, until: int | None = None) -> Self:
-        """Read a log and judge it as `open` would, but change nothing: `tail` or `damage` has the verdict, `whole` how far it
-        is good, and that far it can be read.
-
-        `until`: the number of a durable group to end with; what a running broker has written behind it is left alone.
-        `unreadable`: the damage is an I/O error, which may go away. Raises InvalidHeader when it is no log or a newer one,
-        OSError when it can't be opened.
-        """
-        log = cls(disk, settings, _no_random)
-        log.read_only = True
-        log._marks = Marks(disk, b"", [], False)
-        try:
-            log._inspect(replay, until)
-        except CorruptLog as error:
-            log.damage = error
-        except BaseException:
-            log.abandon()
-            raise
-        return log
-
-    def _inspect(self, replay: Replay, until: int | None) -> None:
-        segments = self._list()
-        if segments is None:
-            raise InvalidHeader("there is no log in this directory")
-        marks = self._read_marks(segments, settle=until is None)
-        if not segments:
-            marks.creation_or_damage()
-            return
-        bad_marks = None
-        try:
-            marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
-        except CorruptLog as error:
-            bad_marks = error  # told at the end: the groups are read all the same
-        try:
-            reader = self._judge(segments, replay, until)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            self.unreadable = True
-            at = self.whole
-            raise damage(at.segment, at.offset, self._chain, f"the device can't be read: {error}") from error
-        if until is None:
-            self.tail = reader.tail(marks.good, {})
-        elif self.whole.group < until:
-            raise reader.damage(f"group {until} was durable, the last good one is {self.whole.group}")
-        if bad_marks:
-            raise bad_marks
-
-    def _list(self) -> list[str] | None:
-        """The segments' names in order; None when there is nothing yet. Raises InvalidHeader for what is not ours."""
-        names = self._disk.names()
-        segments = sorted(name for name in names if SEGMENT_NAME.match(name))
-        foreign = [name for name in names if name not in OURS and name not in segments and not UNFINISHED.match(name)]
-        if "marks" not in names and not segments:
-            if foreign:
-                raise InvalidHeader(f"not a Tidelog directory: it holds {foreign[0]!r} and no log")
-            return None
-        for name in foreign:
-            if name.startswith(("base-", "checkpoint-")) or name[:21].replace("-", "").isdigit():
-                raise InvalidHeader(f"{name} is of a kind that this version does not read: use a newer Tidelog")
-        return segments
-
-    def _read_marks(self, segments: list[str], *, settle: bool = True) -> Marks:
-        """The marks, read from the disk and not from its cache, as will be the segments."""
-        exists = "marks" in self._disk.names()
-        if settle:
-            self._settle(exists, segments)
-        self._marks = Marks.read(self._disk, exists)
-        return self._marks
-
     def _create(self, marks: Marks) -> None:
         """The first segment, behind a marks file that is already durable."""
         self._marks = marks
@@ -252,31 +76,6 @@ class OpenFiles:
         self._delete_unfinished()
         self._use_spare(self._new_spare(), ordinal=1)
         self._marks.replace_file(self._chain, 0, 0, self._header)
-
-    def _settle(self, marked: bool, segments: list[str]) -> None:
-        """Sync and forget what will be judged: behind a failed sync the cache may hold bytes that the disk does not."""
-        for name in [*segments, *(["marks"] if marked else [])]:
-            file = self._disk.open(name, writable=True)
-            try:
-                file.sync()
-                file.drop_cache()
-            finally:
-                file.close()
-        self._disk.sync_folder()
-
-    def _judge(self, segments: list[str], replay: Replay, until: int | None = None) -> SegmentReader:
-        """Read all groups, at most to number `until`; the reader of the last segment. Raises CorruptLog."""
-        reader = None
-        for place, name in enumerate(segments, 1):
-            if reader is not None:
-                if self.whole.group == until:
-                    break
-                reader.sealed_or_damage()
-            if int(name[:10]) != place:
-                raise damage(name, 0, self._chain, f"segment {place} is missing")
-            reader = self._read_segment(name, replay, until)
-        assert reader is not None
-        return reader
 
     def _recover(self, segments: list[str], reader: SegmentReader) -> None:
         """Cut what is torn and make everything ready for the first new group."""
@@ -290,36 +89,6 @@ class OpenFiles:
         self._delete_unfinished()
         self._cut(self.tail)
         self._marks.replace_file(self._chain, *self._last_group, self._header)
-
-    def _read_segment(self, name: str, replay: Replay, until: int | None) -> SegmentReader:
-        chain = self._chain
-        self.whole = Whole(name, 0, chain.group, chain.position)
-        file = self._disk.open(name)
-        self._files[int(name[:10])] = file
-        size = file.size()
-        if self.read_only:
-            file.drop_cache()  # asked is what the disk holds
-        block = file.read(0, SEGMENT_HEADER_BYTES)
-        if self.read_only and block[: len(SEGMENT_MAGIC)] != SEGMENT_MAGIC:
-            raise damage(name, 0, chain, "its first bytes are no segment's")
-        header = self._header = SegmentHeader.unpack(block, name)
-        if not self._marks.log_id:
-            self._marks.log_id = header.log_id
-        if header.log_id != self._marks.log_id:
-            raise damage(name, 0, chain, "it belongs to another log than the marks")
-        self._keep(header, file)
-        reader = SegmentReader(header, file.read, size, chain)
-        self.whole = Whole(name, reader.offset, chain.group, chain.position)
-        for group in reader.groups():
-            replay(header.ordinal, group)
-            self.report.groups += 1
-            self.whole = Whole(name, reader.offset, chain.group, chain.position)
-            if chain.group == until:
-                break
-        self.report.bytes_read += size
-        if reader.end > SEGMENT_HEADER_BYTES:
-            self._last_group = (header.ordinal, reader.end)
-        return reader
 
     def _delete_unfinished(self) -> None:
         """A spare or temporary file was never part of the log, and is never reused: its bytes are not known."""
@@ -413,54 +182,3 @@ class OpenFiles:
             raise
         self._full = False
         return spare
-
-    @property
-    def log_id(self) -> bytes:
-        return self._marks.log_id
-
-    @property
-    def head(self) -> int:
-        """The first position that is not durable."""
-        return self._chain.position
-
-    @property
-    def group(self) -> int:
-        """Number of the last durable group; 0 before the first."""
-        return self._chain.group
-
-    def marks(self) -> list[Mark]:
-        """The good marks that were found, the newest last."""
-        return self._marks.good
-
-    def _keep(self, header: SegmentHeader, file: File) -> None:
-        """Remember a segment's open file; the one longest open is closed when there are too many."""
-        self._names[header.ordinal] = header.name
-        self._files[header.ordinal] = file
-        if len(self._files) > OPEN_FILES_MAX:
-            self._files.pop(next(iter(self._files))).close()
-
-    def _segment(self, ordinal: int) -> File:
-        """A segment's file, opened again if it was closed. Raises OSError."""
-        file = self._files.get(ordinal)
-        if file is None:
-            if len(self._files) >= OPEN_FILES_MAX:
-                # The open segment is the youngest when it comes, but may be the oldest by now.
-                oldest = next(known for known in self._files if known != self._header.ordinal)
-                self._files.pop(oldest).close()
-            file = self._files[ordinal] = self._disk.open(self._names[ordinal])
-        return file
-
-    def abandon(self) -> None:
-        """Let go of every file without another word to the disk; once, for its descriptor may be another file's by then."""
-        if self._let_go:
-            return
-        self._let_go = True
-        for file in [
-            *self._files.values(),
-            getattr(self, "_zeroing", None),
-            self._spare,
-            getattr(self, "_marks", None),
-        ]:
-            if file is not None:  # opening may have failed before there was one
-                file.close()
-        self._files.clear()

@@ -15,8 +15,8 @@ from tidelog.errors import CorruptLog
 
 from .core.format import SEGMENT_HEADER_BYTES
 from .disk import Disk
+from .files import QUARANTINE
 from .log import LogSettings
-from .opening import QUARANTINE
 from .store import Store
 from .verify import DAMAGED, HEALTHY, Survey, survey
 

@@ -17,8 +17,9 @@ from .core.idwindow import generations
 from .core.index import OFFSET_MASK, PLACE_SHIFT, Index, Staged
 from .core.recovery import Group
 from .disk import Disk
+from .files import Replay
 from .log import Log, LogSettings
-from .opening import Replay, opening_failed
+from .opening import opening_failed
 
 READ_AHEAD_BYTES = 1 << 20
 

@@ -17,8 +17,8 @@ from tidelog.wire import decode_page
 from .core.format import SEGMENT_HEADER_BYTES, SEGMENT_NAME, SegmentHeader
 from .core.recovery import Chain, Group, SegmentReader
 from .disk import Disk
+from .files import QUARANTINE, UNFINISHED
 from .log import LogSettings
-from .opening import QUARANTINE, UNFINISHED
 from .store import Store
 
 HEALTHY, TORN, DAMAGED = "healthy", "torn", "damaged"

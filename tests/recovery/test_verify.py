@@ -13,7 +13,7 @@ from support.builders import HEADER, TIME, seeded_random
 from support.cases import FIRST, SETTINGS, TINY, Case
 from support.faults import FaultyDisk, Killed, MortalDisk, Plan
 from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
-from tidelog_broker.opening import FailStop, LogSettings
+from tidelog_broker.log import FailStop, LogSettings
 from tidelog_broker.repair import plan, repair
 from tidelog_broker.store import Store
 from tidelog_broker.verify import DAMAGED, HEALTHY, TORN, Survey, survey
