@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.golden import SETTINGS, counting_random
 from tidelog.errors import InvalidHeader
-from tidelog_broker import opening
+from tidelog_broker import files
 from tidelog_broker.core.format import pack_control
 from tidelog_broker.disk import RealDisk
 from tidelog_broker.log import Log
@@ -32,7 +32,7 @@ def test_a_strangers_file_that_came_later_is_left_alone(tmp_path: Path) -> None:
 def test_a_log_of_many_segments_keeps_few_files_open_and_reads_them_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "OPEN_FILES_MAX", 3)
+    monkeypatch.setattr(files, "OPEN_FILES_MAX", 3)
     log = Log.open(RealDisk(tmp_path), SETTINGS, counting_random())
     places = []
     before = len(os.listdir("/proc/self/fd"))
