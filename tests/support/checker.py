@@ -1,181 +1,466 @@
-"""What a broker promised, judged from what its clients noted down (support/writer.py) and what its log holds.
+"""What a broker promised (spec §6), judged from histories (support/histories.py) and its log: one function for each rule.
 
-`judge` returns a list of broken promises in words; an empty list is the claim.
+`judge` looks at everything with every rule, so that the verdict names each rule that is broken, and only those: a rule says
+nothing about what is another's business. More rules (sessions, cursors) are more entries in RULES.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from enum import Enum
+from itertools import islice, pairwise
 
-from support.writer import payload_of
-from tidelog import Recorded
+from support.histories import Append, History, Part, Stored, Subscription, in_scope, lives, slot
 
-FAULTS_MAX = 20
+FAULTS_MAX = 5
+"""Of one rule: the first few tell the story."""
+ANSWER_NS = 10_000_000_000
 
 
-@dataclass(slots=True)
-class Noted:
-    """One append as its writer knows it. `ended` is None when it was never answered."""
+class Rule(Enum):
+    """Each promise, in a sentence."""
 
-    writer: str
-    number: int
-    sent_at: int
-    writes: list[tuple[str, list[str]]]
-    ended: str | None = None
-    ended_at: int = 0
-    places: list[list[int]] = field(default_factory=list)
+    SOME_ACK = "a run proves something: an append was acknowledged"
+    SAW_SOMETHING = "a run proves something: every subscriber saw an event"
+    POSITIONS = "positions are 0, 1, 2 …"
+    VERSIONS = "the versions of each stream are 0, 1, 2 …"
+    CLOCK = "recorded_at is one value for an append and never goes back"
+    READERS_AGREE = "the client library and the independent reader find the same log, whole"
+    STREAMS_AGREE = "each stream read alone is its part of the log"
+    ONCE = "no event stands in the log twice"
+    NOT_INVENTED = "every event of the log was appended by somebody"
+    CONTENT = "an event holds what was appended, in the stream it was appended to"
+    ACK_THERE = "what was acknowledged is in the log"
+    ACK_PLACE = "and at the places that were told"
+    DEFINITE_ABSENT = "what was refused for good is not in the log"
+    WHOLE = "an append is in the log whole, side by side and in order, or not at all"
+    EXPECTED = "an append stands behind the version that it expected"
+    REPEAT = "a repeat of what was acknowledged is a duplicate with the same places"
+    CLIENT_ORDER = "what a client sent one after the other stands in that order"
+    REAL_TIME = "what was sent after somebody knew of an event stands behind it"
+    SEEN_KEPT = "what anyone has seen is in the log for ever, unchanged"
+    SEEN_ORDER = "a subscriber sees each event once, in order"
+    SEEN_DENSE = "a subscriber or a read leaves out no event of its range"
+    SEEN_ALL = "a subscriber that lives to the end has seen everything"
+    FRESH = "a head that was asked for covers what was known before it was asked"
+    ANSWERED = "when the faults are over, everyone is answered within 10 s"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A broken promise: which, and how it shows."""
+
+    rule: Rule
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule.name}: {self.text} (the promise: {self.rule.value})"
 
 
 @dataclass(slots=True)
 class Verdict:
-    """Broken promises, and how much was looked at, so that an empty test is noticed."""
+    """The broken promises, and how much was looked at."""
 
-    faults: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     events: int = 0
     acknowledged: int = 0
     refused: int = 0
     unknown: int = 0
     unknown_stored: int = 0
+    repeats: int = 0
     seen: int = 0
+    reads: int = 0
 
-    def fault(self, text: str) -> None:
-        if len(self.faults) < FAULTS_MAX:
-            self.faults.append(text)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The notes in a file; a last line that is cut off was never a note."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    @property
+    def broken(self) -> set[Rule]:
+        return {fault.rule for fault in self.faults}
 
 
-def read_notes(paths: Iterable[Path]) -> list[Noted]:
-    """All appends of all writers."""
-    appends: list[Noted] = []
-    for path in paths:
-        mine: dict[int, Noted] = {}
-        for row in lines(path):
-            if row["what"] == "send":
-                writes = [(stream, ids) for stream, ids in row["writes"]]
-                mine[row["number"]] = Noted(path.name, row["number"], row["at"], writes)
-            else:
-                append = mine[row["number"]]
-                append.ended, append.ended_at = row["what"], row["at"]
-                append.places = row.get("places", [])
-        appends += mine.values()
-    return appends
+class View:
+    """What several rules ask of a history, made once."""
+
+    def __init__(self, history: History) -> None:
+        self.by_id: dict[str, Stored] = {}
+        for event in history.log:
+            self.by_id.setdefault(event.id, event)
+        self.by_position = {event.position: event for event in history.log}
+        self.owners = {event_id: append for append in history.appends for event_id in append.ids}
+        self._scopes: dict[str, list[Stored]] = {}
+        self._log = history.log
+        self.known_at, self.known = knowledge(history)
+
+    def events(self, append: Append) -> list[Stored]:
+        """Those events of an append that are in the log, in the order of the append."""
+        return [self.by_id[event_id] for event_id in append.ids if event_id in self.by_id]
+
+    def wanted(self, scope: str) -> list[Stored]:
+        """The log as a subscriber of this scope should see it."""
+        if scope not in self._scopes:
+            self._scopes[scope] = [event for event in self._log if in_scope(scope, event.stream)]
+        return self._scopes[scope]
+
+    def known_before(self, at: int) -> int:
+        """The highest position that somebody knew of before this moment; -1 when nobody knew of any."""
+        place = bisect_left(self.known_at, at)
+        return self.known[place - 1] if place else -1
 
 
-def judge(log: list[Recorded], writers: Iterable[Path], subscribers: dict[Path, str]) -> Verdict:
-    """`log`: everything, read at the end; `subscribers`: note file → its category ("" is everything)."""
-    verdict = Verdict(events=len(log))
-    appends = read_notes(writers)
-    _judge_log(verdict, log)
-    by_id = {event.id.hex: event for event in log}
-    if len(by_id) != len(log):
-        verdict.fault(f"{len(log) - len(by_id)} event ids stand in the log more than once")
-    owned: set[str] = set()
-    for append in appends:
-        _judge_append(verdict, append, by_id)
-        owned.update(event_id for _, ids in append.writes for event_id in ids)
-    for stranger in sorted(by_id.keys() - owned)[:3]:
-        verdict.fault(f"event {stranger} at position {by_id[stranger].position} was never appended")
-    _judge_order(verdict, appends)
-    for path, category in subscribers.items():
-        _judge_subscriber(verdict, path, category, log)
-    return verdict
+def knowledge(history: History) -> tuple[list[int], list[int]]:
+    """Moments in order, and for each the highest position that anyone had been told of by then."""
+    told = [(one.ended_at, place[1]) for append in history.appends for one in append.acks for place in one.places]
+    for subscription in history.subscriptions:
+        told += [(at, event.position) for at, event in zip(subscription.seen_at, subscription.seen, strict=True)]
+    for read in history.reads:
+        told += [(read.at, event.position) for event in read.events]
+        told += [(read.at, read.head - 1)] if read.head else []
+    moments, highest = [], []
+    top = -1
+    for at, position in sorted(told):
+        if position > top:
+            top = position
+            moments.append(at)
+            highest.append(top)
+    return moments, highest
 
 
-def _judge_log(verdict: Verdict, log: list[Recorded]) -> None:
-    """Positions and versions without a gap or repeat; times never go back; contents as their ids say."""
-    versions: dict[str, int] = {}
-    for place, event in enumerate(log):
+Check = Callable[[History, View], Iterator[str]]
+
+
+# ---- the run
+
+
+def some_ack(history: History, view: View) -> Iterator[str]:
+    if not any(append.acks for append in history.appends):
+        yield f"none of {len(history.appends)} appends was acknowledged"
+
+
+def saw_something(history: History, view: View) -> Iterator[str]:
+    seen: Counter[str] = Counter()
+    for subscription in history.subscriptions:
+        seen[slot(subscription.client)] += len(subscription.seen)
+    yield from (f"{name} saw nothing" for name, count in seen.items() if not count)
+
+
+# ---- the log alone
+
+
+def positions(history: History, view: View) -> Iterator[str]:
+    for place, event in enumerate(history.log):
         if event.position != place:
-            verdict.fault(f"position {event.position} stands where {place} was due")
+            yield f"position {event.position} stands where {place} was due"
             return
-        if event.version != versions.get(event.stream, -1) + 1:
-            verdict.fault(f"version {event.version} of {event.stream} stands behind {versions.get(event.stream)}")
-        versions[event.stream] = event.version
-        if event.payload != payload_of(event.id.bytes) or event.metadata != event.id.bytes[:3]:
-            verdict.fault(f"the content at position {place} is not what was appended")
-    if any(one.recorded_at > two.recorded_at for one, two in pairwise(log)):
-        verdict.fault("recorded_at goes back")
 
 
-def _judge_append(verdict: Verdict, append: Noted, by_id: dict[str, Recorded]) -> None:
-    """Acknowledged: there, at its places. Refused: not there. Otherwise whole, side by side and in order, or absent."""
-    name = f"append {append.number} of {append.writer}"
-    ids = [(stream, event_id) for stream, row in append.writes for event_id in row]
-    found = [by_id.get(event_id) for _, event_id in ids]
-    there = [event for event in found if event is not None]
-    if append.ended == "ack":
-        verdict.acknowledged += 1
-        if len(there) != len(ids):
-            verdict.fault(f"{name} was acknowledged, but only {len(there)} of its {len(ids)} events are in the log")
-            return
-    elif append.ended == "refused":
-        verdict.refused += 1
-        if there:
-            verdict.fault(f"{name} was refused for good, but stands at position {there[0].position}")
+def versions(history: History, view: View) -> Iterator[str]:
+    due: Counter[str] = Counter()
+    for event in history.log:
+        if event.version != due[event.stream]:
+            yield f"version {event.version} of {event.stream} stands where {due[event.stream]} was due"
+        due[event.stream] = event.version + 1
+
+
+def clock(history: History, view: View) -> Iterator[str]:
+    for one, two in pairwise(history.log):
+        if one.recorded_at > two.recorded_at:
+            yield f"position {two.position} was recorded at {two.recorded_at}, the one before at {one.recorded_at}"
+    for append in history.appends:
+        if len({event.recorded_at for event in view.events(append)}) > 1:
+            yield f"the events of {append.name} were recorded at different times"
+
+
+def readers_agree(history: History, view: View) -> Iterator[str]:
+    if history.proof_verdict != "whole":
+        yield f"the independent reader says: {history.proof_verdict or 'nothing'}"
+    if len(history.log) != len(history.proof):
+        yield f"the client library finds {len(history.log)} events, the independent reader {len(history.proof)}"
+    for one, two in zip(history.log, history.proof, strict=False):
+        if one != two:
+            yield f"the client library finds {one}, the independent reader {two}"
+
+
+def streams_agree(history: History, view: View) -> Iterator[str]:
+    by_stream: defaultdict[str, list[Stored]] = defaultdict(list)
+    for event in history.log:
+        by_stream[event.stream].append(event)
+    for name in by_stream.keys() | history.streams.keys():
+        alone, there = history.streams.get(name, []), by_stream[name]
+        if alone != there:
+            yield f"stream {name} read alone has {len(alone)} events, of the log {len(there)} are its, or they differ"
+
+
+def once(history: History, view: View) -> Iterator[str]:
+    for event in history.log:
+        if view.by_id[event.id] is not event:
+            yield f"event {event.id} stands at {view.by_id[event.id].position} and at {event.position}"
+
+
+def not_invented(history: History, view: View) -> Iterator[str]:
+    for event in history.log:
+        if event.id not in view.owners:
+            yield f"event {event.id} at position {event.position} was never appended"
+
+
+# ---- appends
+
+
+def content(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        for part in append.parts:
+            for event_id, digest in part.events:
+                event = view.by_id.get(event_id)
+                if event is not None and (event.stream, event.digest) != (part.stream, digest):
+                    yield f"event {event_id} of {append.name} is {event}, not {digest} in {part.stream}"
+
+
+def ack_there(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        there = len(view.events(append))
+        if append.acks and there < len(append.ids):
+            yield f"{append.name} was acknowledged, but of its {len(append.ids)} events {there} are in the log"
+
+
+def ack_place(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        if append.acks and len(view.events(append)) == len(append.ids):
+            stands = places(append, view)
+            if append.acks[0].places != stands:
+                yield f"{append.name} was told {append.acks[0].places}, but stands at {stands}"
+
+
+def places(append: Append, view: View) -> list[list[int]]:
+    """Where the parts of an append that is in the log stand, as an answer tells it."""
+    ends = [(view.by_id[part.events[0][0]], view.by_id[part.events[-1][0]]) for part in append.parts]
+    return [[one.position, last.position, one.version, last.version] for one, last in ends]
+
+
+def definite_absent(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        there = view.events(append)
+        if append.refused and there:
+            yield f"{append.name} was refused ({append.tries[0].error}), but stands at position {there[0].position}"
+
+
+def whole(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        there = view.events(append)
+        if not there or append.refused:
+            continue
+        if len(there) < len(append.ids) and not append.acks:
+            yield f"{append.name} has no known outcome, and of its {len(append.ids)} events {len(there)} are in the log"
+        for one, two in pairwise(there):
+            if two.position != one.position + 1:
+                yield f"{append.name} is torn apart: position {two.position} follows {one.position}"
+                break
+
+
+def expected(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        for part in append.parts:
+            first = view.by_id.get(part.events[0][0])
+            if first is not None and not _met(part, first.version):
+                yield f"{append.name} expected {part.expected} of {part.stream}, and got version {first.version}"
+
+
+def _met(part: Part, version: int) -> bool:
+    if isinstance(part.expected, int):
+        return version == part.expected + 1
+    return {"any": True, "none": version == 0, "exists": version > 0}[part.expected]
+
+
+NOT_LOOKED_AT = {"DeadlineExceeded", "ConnectionLost", "Unavailable", "Overloaded", "OutcomeUnknown", "ClientClosed"}
+"""With these an answer says nothing about the append itself."""
+
+
+def repeat(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        known: list[list[int]] | None = None
+        for one in append.tries:
+            if one.ended == "ack":
+                if known is not None and (one.places != known or not one.duplicate):
+                    yield f"a repeat of {append.name} was told {one.places}, duplicate {one.duplicate}, not {known}"
+                known = known or one.places
+            elif known is not None and one.ended is not None and one.error.partition(":")[0] not in NOT_LOOKED_AT:
+                yield f"{append.name} was acknowledged at {known}, its repeat answered with {one.error}"
+
+
+def client_order(history: History, view: View) -> Iterator[str]:
+    behind: dict[str, tuple[int, str]] = {}
+    for append in sorted(history.appends, key=lambda append: append.number):
+        there = view.events(append)
+        # One that was sent once more behind an open outcome may stand where the second call put it.
+        if not there or len(append.tries) > 1:
+            continue
+        last, name = behind.get(append.client, (-1, ""))
+        if there[0].position <= last:
+            yield f"{append.name} stands at {there[0].position}, {name}, sent before it, at {last}"
+        behind[append.client] = (max(last, there[-1].position), append.name)
+
+
+def real_time(history: History, view: View) -> Iterator[str]:
+    for append in history.appends:
+        there = view.events(append)
+        known = view.known_before(append.tries[0].sent_at)
+        if there and min(event.position for event in there) <= known:
+            yield f"{append.name} stands at {there[0].position}, but somebody knew of {known} before it was sent"
+
+
+# ---- subscribers and reads
+
+
+def seen_kept(history: History, view: View) -> Iterator[str]:
+    for name, event in _everything_seen(history):
+        there = view.by_position.get(event.position)
+        if there is None or there[:5] != event[:5]:
+            yield f"{name} saw {event[:5]}, and the log has {there[:5] if there else 'nothing'} there"
+    for read in history.reads:
+        if read.head > len(history.log):
+            yield f"{read.client} was told head {read.head}, and the log ends at {len(history.log)}"
+
+
+def _everything_seen(history: History) -> Iterator[tuple[str, Stored]]:
+    for subscription in history.subscriptions:
+        yield from ((subscription.client, event) for event in subscription.seen)
+    for read in history.reads:
+        yield from ((read.client, event) for event in read.events)
+
+
+def seen_order(history: History, view: View) -> Iterator[str]:
+    for name, _, events in _ranges(history, view):
+        for one, two in pairwise(events):
+            if two.position <= one.position:
+                yield f"{name} saw position {two.position} behind {one.position}"
+
+
+def seen_dense(history: History, view: View) -> Iterator[str]:
+    for name, wanted, events in _ranges(history, view):
+        seen = {event.position for event in events}
+        for event in wanted:
+            if event.position not in seen:
+                yield f"{name} saw {events[0].position} … {events[-1].position}, but not {event.position}"
+                break
+    behind: dict[str, int] = {}
+    for subscription in _by_life(history):
+        name = slot(subscription.client)
+        due = behind.get(name, subscription.start)
+        if subscription.start > due:
+            yield f"{subscription.client} begins at {subscription.start}, the life before it ended before {due}"
+        behind[name] = max(due, subscription.seen[-1].position + 1 if subscription.seen else 0)
+
+
+def _ranges(history: History, view: View) -> Iterator[tuple[str, list[Stored], list[Stored]]]:
+    """(who, what the log has from the first that it should see to the last that it saw, what it saw)."""
+    rows = [(one.client, one.scope, one.start, one.seen) for one in history.subscriptions]
+    rows += [(one.client, one.scope, one.events[0].position, one.events) for one in history.reads
+             if one.scope is not None and one.events]  # fmt: skip
+    for name, scope, start, events in rows:
+        if events:
+            wanted = view.wanted(scope)
+            first = bisect_left(wanted, start, key=lambda event: event.position)
+            last = max(event.position for event in events)
+            stop = bisect_left(wanted, last + 1, key=lambda event: event.position)
+            yield name, wanted[first:stop], events
+
+
+def _by_life(history: History) -> list[Subscription]:
+    order = {name: place for place, name in enumerate(lives(history.clients))}
+    return sorted(history.subscriptions, key=lambda one: order[one.client])
+
+
+def seen_all(history: History, view: View) -> Iterator[str]:
+    for one in history.subscriptions:
+        wanted = view.wanted(one.scope)
+        last = one.seen[-1].position if one.seen else one.start - 1
+        if one.client in history.ended and wanted and last < wanted[-1].position:
+            yield f"{one.client} ends behind position {last}, the last one in its scope is {wanted[-1].position}"
+
+
+def fresh(history: History, view: View) -> Iterator[str]:
+    for read in history.reads:
+        known = view.known_before(read.began)
+        if read.scope is None and read.head <= known:
+            yield f"{read.client} was told head {read.head}, though position {known} was known before it asked"
+
+
+# ---- the end
+
+
+def answered(history: History, view: View) -> Iterator[str]:
+    calm = history.calm_at
+    if calm is None:
         return
-    else:
-        verdict.unknown += 1
-        if not there:
-            return
-        verdict.unknown_stored += 1
-        if len(there) != len(ids):
-            verdict.fault(f"{name} has no known outcome, and {len(there)} of its {len(ids)} events are in the log")
-            return
-    first = there[0].position
-    for place, (event, (stream, _)) in enumerate(zip(there, ids, strict=True)):
-        if event.position != first + place or event.stream != stream:
-            verdict.fault(
-                f"event {place} of {name} stands at {event.position} in {event.stream}, not behind the others"
-            )
-            return
-    if append.ended == "ack":
-        at = 0
-        for (_, row), told in zip(append.writes, append.places, strict=True):
-            one, last = there[at], there[at + len(row) - 1]
-            if [one.position, last.position, one.version, last.version] != told:
-                verdict.fault(f"{name} was told the places {told}, but stands at {one.position} … {last.position}")
-            at += len(row)
+    for append in history.appends:
+        one = append.tries[-1]
+        if append.client in history.killed:
+            continue
+        if one.ended is None:
+            yield f"{append.name} was never answered"
+        elif one.ended_at > max(calm, one.sent_at) + ANSWER_NS:
+            yield f"{append.name} was answered {(one.ended_at - max(calm, one.sent_at)) / 1e9:.1f} s after the faults"
+    writers = {append.client for append in history.appends}
+    probed = {append.client for append in history.appends if append.probe and append.tries[0].sent_at > calm
+              and append.acks}  # fmt: skip
+    for name in sorted(writers - probed - history.killed):
+        yield f"{name} lives, and no append that it sent behind the faults was acknowledged"
+    yield from _seen_in_time(history, view, calm)
+    for name in sorted(set(history.clients) - history.killed - history.ended):
+        yield f"{name} did not end when it was told to"
 
 
-def _judge_order(verdict: Verdict, appends: list[Noted]) -> None:
-    """Reply A received before request B was sent ⇒ position A < position B (spec §6), over all processes."""
-    acknowledged = [append for append in appends if append.ended == "ack"]
-    answered = sorted(acknowledged, key=lambda append: append.ended_at)
-    at, highest = 0, -1
-    for append in sorted(acknowledged, key=lambda append: append.sent_at):
-        while at < len(answered) and answered[at].ended_at < append.sent_at:
-            highest = max(highest, max(place[1] for place in answered[at].places))
-            at += 1
-        if append.places[0][0] <= highest:
-            verdict.fault(
-                f"append {append.number} of {append.writer} got position {append.places[0][0]}, though {highest} had been "
-                "acknowledged before it was sent"
-            )
+def _seen_in_time(history: History, view: View, calm: int) -> Iterator[str]:
+    """Subscribers have everything within the same time behind the last acknowledgement."""
+    acks = [(one.ended_at, place[1]) for append in history.appends for one in append.acks for place in one.places]
+    if not acks:
+        return
+    due = max(calm, max(at for at, _ in acks)) + ANSWER_NS
+    for one in history.subscriptions:
+        if one.client in history.ended and one.seen_at and one.seen_at[-1] > due:
+            yield f"{one.client} saw its last event {(one.seen_at[-1] - due + ANSWER_NS) / 1e9:.1f} s after the last answer"
 
 
-def _judge_subscriber(verdict: Verdict, path: Path, category: str, log: list[Recorded]) -> None:
-    """Each event once, in order, none that is not in the log, and everything up to the end."""
-    wanted = [event for event in log if not category or event.stream.startswith(category + "/")]
-    seen = [row for row in lines(path) if row["what"] == "seen"]
-    verdict.seen += len(seen)
-    for place, row in enumerate(seen):
-        if place >= len(wanted):
-            verdict.fault(f"{path.name} saw position {row['position']}, which is not in the log")
-            return
-        event = wanted[place]
-        if (row["position"], row["id"], row["stream"], row["version"]) != (
-            event.position, event.id.hex, event.stream, event.version,
-        ) or not row["whole"]:  # fmt: skip
-            verdict.fault(f"{path.name} saw {row} where position {event.position} with id {event.id.hex} was due")
-            return
-    if len(seen) < len(wanted):
-        verdict.fault(f"{path.name} saw {len(seen)} of {len(wanted)} events")
+RULES: dict[Rule, Check] = {
+    Rule.SOME_ACK: some_ack,
+    Rule.SAW_SOMETHING: saw_something,
+    Rule.POSITIONS: positions,
+    Rule.VERSIONS: versions,
+    Rule.CLOCK: clock,
+    Rule.READERS_AGREE: readers_agree,
+    Rule.STREAMS_AGREE: streams_agree,
+    Rule.ONCE: once,
+    Rule.NOT_INVENTED: not_invented,
+    Rule.CONTENT: content,
+    Rule.ACK_THERE: ack_there,
+    Rule.ACK_PLACE: ack_place,
+    Rule.DEFINITE_ABSENT: definite_absent,
+    Rule.WHOLE: whole,
+    Rule.EXPECTED: expected,
+    Rule.REPEAT: repeat,
+    Rule.CLIENT_ORDER: client_order,
+    Rule.REAL_TIME: real_time,
+    Rule.SEEN_KEPT: seen_kept,
+    Rule.SEEN_ORDER: seen_order,
+    Rule.SEEN_DENSE: seen_dense,
+    Rule.SEEN_ALL: seen_all,
+    Rule.FRESH: fresh,
+    Rule.ANSWERED: answered,
+}
+
+
+def judge(history: History, rules: Mapping[Rule, Check] = RULES) -> Verdict:
+    """Every rule over the whole history; no faults is the claim."""
+    view = View(history)
+    verdict = Verdict(events=len(history.log))
+    for rule, check in rules.items():
+        verdict.faults += [Fault(rule, text) for text in islice(check(history, view), FAULTS_MAX)]
+    for append in history.appends:
+        verdict.acknowledged += bool(append.acks)
+        verdict.refused += append.refused
+        open_outcome = not append.acks and not append.refused
+        verdict.unknown += open_outcome
+        verdict.unknown_stored += open_outcome and bool(view.events(append))
+        verdict.repeats += len(append.tries) - 1
+    verdict.seen = sum(len(one.seen) for one in history.subscriptions)
+    verdict.reads = len(history.reads)
+    return verdict

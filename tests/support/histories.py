@@ -1,0 +1,241 @@
+"""Histories: what clients noted down while they ran, and what the log holds at the end, read twice.
+
+Owns the rows of the note files (support/writer.py writes them, support/checker.py judges them). A file is the life of one
+process; its name is `<client>.<life>`, so that `w0.1` goes on where `w0.0` was killed. A row is one JSON object a line, in the
+file when the call that writes it returns, so that a kill of its process loses nothing it was told; `at` is the monotonic
+clock, which all processes of a host share.
+
+    what        fields
+    send        number, writes [[stream, expected, [[id, digest] …]] …]     before the call
+    repeat      number                                                     before a call with the same events once more
+    ack         number, places [[first position, last, first version, last] …], duplicate
+    definite    number, error          it is not in the log and never will be
+    unknown     number, error
+    probe       number                 the append of this number asks whether this client is answered at all
+    subscribed  scope, start           scope: "" everything, "c/" a category, "c/1" a stream
+    seen        event [position, stream, version, id, digest]
+    read        began, scope, events [[position …] …]
+    head        began, head
+    end         the process ended because it was told to
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from tidelog import Client, Recorded
+
+READER = Path(__file__).parents[2] / "scripts" / "read_log.py"
+Expectation = int | Literal["any", "none", "exists"]
+
+
+class Stored(NamedTuple):
+    """An event of the final log, or one that somebody saw. `recorded_at` is 0 where it was not noted."""
+
+    position: int
+    stream: str
+    version: int
+    id: str
+    digest: str
+    recorded_at: int = 0
+
+
+class Part(NamedTuple):
+    """One stream's part of an append: (event id, digest of its content) in order."""
+
+    stream: str
+    expected: Expectation
+    events: list[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Try:
+    """One call of an append. `ended` is None when it was never answered."""
+
+    sent_at: int
+    ended: Literal["ack", "definite", "unknown"] | None = None
+    ended_at: int = 0
+    places: list[list[int]] = field(default_factory=list)
+    duplicate: bool = False
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Append:
+    """One append as its client knows it: the events, and each call that was made for them."""
+
+    client: str
+    number: int
+    parts: list[Part]
+    tries: list[Try]
+    probe: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"append {self.number} of {self.client}"
+
+    @property
+    def ids(self) -> list[str]:
+        return [event_id for part in self.parts for event_id, _ in part.events]
+
+    @property
+    def acks(self) -> list[Try]:
+        return [one for one in self.tries if one.ended == "ack"]
+
+    @property
+    def refused(self) -> bool:
+        """Every call of it: what one call left open is not settled by another that was not even sent."""
+        return all(one.ended == "definite" for one in self.tries)
+
+
+@dataclass(slots=True)
+class Subscription:
+    """One subscription of one life: `scope` as in the rows, `start` in positions."""
+
+    client: str
+    scope: str
+    start: int
+    seen: list[Stored] = field(default_factory=list)
+    seen_at: list[int] = field(default_factory=list)
+
+
+class Read(NamedTuple):
+    """Events that a read gave, or with `scope` None the head that a client was told."""
+
+    client: str
+    began: int
+    at: int
+    scope: str | None
+    events: list[Stored]
+    head: int
+
+
+@dataclass(slots=True)
+class History:
+    """Everything that the judge looks at. `calm_at`: when the last fault was over, None when nobody waited for that."""
+
+    appends: list[Append] = field(default_factory=list)
+    subscriptions: list[Subscription] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    clients: list[str] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
+    killed: set[str] = field(default_factory=set)
+    calm_at: int | None = None
+    log: list[Stored] = field(default_factory=list)
+    proof: list[Stored] = field(default_factory=list)
+    proof_verdict: str = ""
+    streams: dict[str, list[Stored]] = field(default_factory=dict)
+    """`log` by the client library, `proof` by the independent reader, `streams` each read alone by the library."""
+
+    def add(self, client: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """One life's rows, in order. A row of a kind that is not known is an error, for it would not be judged."""
+        self.clients.append(client)
+        mine: dict[int, Append] = {}
+        for row in rows:
+            what, at = row["what"], row["at"]
+            if what == "send":
+                parts = [
+                    Part(stream, expected, [tuple(e) for e in events]) for stream, expected, events in row["writes"]
+                ]
+                mine[row["number"]] = Append(client, row["number"], parts, [Try(at)])
+            elif what == "repeat":
+                mine[row["number"]].tries.append(Try(at))
+            elif what in ("ack", "definite", "unknown"):
+                last = mine[row["number"]].tries[-1]
+                last.ended, last.ended_at, last.error = what, at, row.get("error", "")
+                last.places, last.duplicate = (
+                    [list(place) for place in row.get("places", [])],
+                    bool(row.get("duplicate")),
+                )
+            elif what == "probe":
+                mine[row["number"]].probe = True
+            elif what == "subscribed":
+                self.subscriptions.append(Subscription(client, row["scope"], row["start"]))
+            elif what == "seen":
+                self.subscriptions[-1].seen.append(Stored(*row["event"]))
+                self.subscriptions[-1].seen_at.append(at)
+            elif what == "read":
+                events = [Stored(*event) for event in row["events"]]
+                self.reads.append(Read(client, row["began"], at, row["scope"], events, 0))
+            elif what == "head":
+                self.reads.append(Read(client, row["began"], at, None, [], row["head"]))
+            elif what == "end":
+                self.ended.add(client)
+            else:
+                raise ValueError(f"{client} noted a row of an unknown kind: {what}")
+        self.appends += mine.values()
+
+
+def in_scope(scope: str, stream: str) -> bool:
+    return stream.startswith(scope) if not scope or scope.endswith("/") else stream == scope
+
+
+def digest_of(type: str, payload: bytes, metadata: bytes) -> str:
+    """A short name of an event's content."""
+    row = b"%d %d " % (len(type.encode()), len(metadata)) + type.encode() + metadata
+    return blake2b(row + payload, digest_size=8).hexdigest()
+
+
+def stored(event: Recorded) -> Stored:
+    """What the client library gave, as a row that can be compared."""
+    position, stream, version, kind, payload, metadata, raw_id, recorded_at = event
+    return Stored(position, stream, version, raw_id.hex(), digest_of(kind, payload, metadata), recorded_at)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a last line that is cut off was never a note."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def read_by_client(history: History, client: Client) -> None:
+    """The whole log, and each stream alone, by the client library."""
+    history.log = [stored(event) for event in client.read_all()]
+    for row in list(client.list_streams()):
+        history.streams[row.stream] = [stored(event) for event in client.read_stream(row.stream)]
+
+
+def read_by_reader(history: History, data: Path) -> None:
+    """The whole log by the reader that shares no code with broker and client."""
+    events, verdict = reader().read_log(data)
+    history.proof_verdict = str(verdict)
+    history.proof = [
+        Stored(
+            event.position,
+            event.stream,
+            event.version,
+            event.id.hex(),
+            digest_of(event.type, event.payload, event.metadata),
+            event.recorded_at,
+        )
+        for event in events
+    ]
+
+
+def reader() -> ModuleType:
+    """scripts/read_log.py, which is no package's."""
+    name = "independent_reader"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, READER)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def slot(client: str) -> str:
+    """The client whose lives these are: `w0` of `w0.3`."""
+    return client.rpartition(".")[0] or client
+
+
+def lives(names: Sequence[str]) -> list[str]:
+    """Sorted by client, then by life."""
+    return sorted(names, key=lambda name: (slot(name), int(name.rpartition(".")[2]) if "." in name else 0))

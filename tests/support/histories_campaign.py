@@ -1,0 +1,355 @@
+"""kill -9 again and again under load, and every round judged: python -m support.histories_campaign [CYCLES] [SEED]
+
+Owns the processes of a round: one broker that can be told where to die (support/killer.py), four writers and two
+subscribers (support/writer.py), which are killed too and go on as new lives. A cycle is the life of a broker in which at least
+500 appends were acknowledged, ended by a kill. After 25 cycles the faults stop, everyone must be answered, and the checker
+judges the log, read twice; the next round begins with a new log.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.checker import Verdict, judge
+from support.histories import History, read_by_client, read_by_reader, rows_of
+from support.killer import Order, Point
+from support.process import BrokerProcess, until
+from tidelog import Client
+
+TESTS = Path(__file__).parents[1]
+ACKS = 500
+WRITERS = 4
+SCOPES = {"s0": "", "s1": "shared/"}
+DECK = [Point.GROUP_SYNC] * 15 + [Point.GROUP_TORN, Point.GROUP_SYNCED, Point.MARK] * 2 + [Point.NONE] * 4
+"""How the 25 cycles of a round end; NONE is a kill from outside, whenever."""
+NAMES = {
+    Point.NONE: "at random",
+    Point.GROUP_SYNC: "between write and sync",
+    Point.GROUP_TORN: "inside the write",
+    Point.GROUP_SYNCED: "between sync and reply",
+    Point.MARK: "before a mark's sync",
+}
+SETTINGS: list[dict[str, str]] = [
+    {},
+    {"TIDELOG_STRICT": "1"},
+    {"TIDELOG_SEGMENT_BYTES": str(1 << 20), "TIDELOG_ZERO_STEP": "65536"},
+    {"TIDELOG_SEGMENT_BYTES": str(1 << 20), "TIDELOG_ALIGN": "4096", "TIDELOG_PREPARE_AHEAD": "4096"},
+    {"TIDELOG_GROUP_BYTES_MAX": str(1 << 20), "TIDELOG_MARK_GROUPS": "1", "TIDELOG_SEGMENT_BYTES": str(2 << 20)},
+    {"TIDELOG_ZERO_STEP": "4096", "TIDELOG_IDLE_MARK_MS": "1"},
+]
+
+
+class MortalBroker(BrokerProcess):
+    """A broker that dies where its order says."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.order = Order(folder / "order")
+
+    def command(self) -> list[str]:
+        python, _, _, *serve = super().command()
+        return [python, "-m", "support.killer", str(self.order.path), *serve]
+
+    def settings(self, given: dict[str, str]) -> None:
+        """For the next start."""
+        self._environment = {**given, "PYTHONPATH": str(TESTS)}
+
+    def ready_or_dead(self, timeout: float) -> bool:
+        """Wait for either; True when it is ready."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], timeout)
+        if readable and self._process.stdout.readline().startswith(b"ready "):
+            return True
+        self.wait(timeout)
+        return False
+
+
+class Life:
+    """One process of a client, from its start to its end or kill."""
+
+    def __init__(self, folder: Path, name: str, *arguments: str) -> None:
+        self.name = name
+        self.notes = folder / name
+        self._errors = folder / f"{name}.stderr"
+        kind, endpoint, *more = arguments
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "support.writer", kind, endpoint, str(self.notes), *more],
+                stdin=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": str(TESTS)},
+            )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        assert self.process.stdin
+        self.process.stdin.close()
+
+    def tell(self) -> None:
+        """Tell it to end."""
+        assert self.process.stdin
+        self.process.stdin.close()
+
+    def ended(self, timeout: float) -> str:
+        """Wait for its end; what went wrong, or nothing."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return f"{self.name} did not end in {timeout:.0f} s: {self._errors.read_text()}"
+        return "" if code == 0 else f"{self.name} ended with {code}: {self._errors.read_text()}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a campaign did and found."""
+
+    seed: int
+    cycles: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    acknowledged: int = 0
+    refused: int = 0
+    unknown: int = 0
+    unknown_stored: int = 0
+    repeats: int = 0
+    events: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, verdict: Verdict) -> None:
+        for name in ("acknowledged", "refused", "unknown", "unknown_stored", "repeats", "events", "seen"):
+            setattr(self, name, getattr(self, name) + getattr(verdict, name))
+        self.faults += [str(fault) for fault in verdict.faults]
+
+    @property
+    def share_unsynced(self) -> float:
+        """How many of all kills, clients' too, surely fell between a group's write and its sync."""
+        return self.kills[NAMES[Point.GROUP_SYNC]] / max(1, self.kills.total())
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{count} {name}" for name, count in self.kills.most_common())
+        found = "no fault" if not self.faults else f"{len(self.faults)} FAULTS with seed {self.seed}"
+        return (
+            f"{self.cycles} cycles of at least {ACKS} acks: {self.acknowledged} acks, {self.unknown} unknown "
+            f"({self.unknown_stored} stored), {self.refused} refused, {self.repeats} repeated, {self.events} events, "
+            f"{self.seen} seen; {self.kills.total()} kills: {kills}; {self.seconds:.1f} s, {found}"
+        )
+
+
+class Failed(Exception):
+    """The round could not go on."""
+
+
+class Round:
+    """One log and everyone around it."""
+
+    def __init__(self, folder: Path, chance: random.Random, kills: Counter[str]) -> None:
+        self._folder = folder
+        self._chance = chance
+        self._kills = kills
+        self._counts = folder / "counts"
+        self._counts.write_bytes(bytes(8 * WRITERS))
+        self.broker = MortalBroker(folder)
+        self._lives: dict[str, Life] = {}
+        self._everyone: list[Life] = []
+        self._starts: dict[str, int] = {}
+        self._killed: set[str] = set()
+        self._acks_before = 0
+        self._calls = 0
+
+    def begin(self) -> None:
+        self._start()
+        for number in range(WRITERS):
+            self._bear(f"w{number}")
+        for name in SCOPES:
+            self._bear(name)
+
+    def _bear(self, who: str) -> None:
+        """The next life of a client."""
+        number = sum(life.name.startswith(who + ".") for life in self._everyone)
+        name = f"{who}.{number}"
+        if who in SCOPES:
+            more = ["subscribe", self.broker.endpoint, SCOPES[who], str(self._starts.get(who, 0))]
+        else:
+            seed = str(self._chance.randrange(1 << 32))
+            more = ["append", self.broker.endpoint, name, seed, str(self._counts), who[1:]]
+        self._lives[who] = Life(self._folder, name, *more)
+        self._everyone.append(self._lives[who])
+
+    def _acks(self) -> int:
+        raw = self._counts.read_bytes()
+        return sum(int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8))
+
+    # -- a cycle
+
+    def cycle(self, point: Point) -> None:
+        """Wait until there is enough to lose, kill, start."""
+        half = self._chance.random() < 0.25
+        self._wait_for_acks(ACKS // 2)
+        if half:
+            self._kill_a_client()
+        self._wait_for_acks(ACKS)
+        # The one sleep that is meant: where in its life the kill falls is the dice's business.
+        time.sleep(self._chance.uniform(0.0, 0.08))
+        self._kill_broker(point)
+        self._acks_before = self._acks()
+        while self._chance.random() < 0.2:
+            if self._start_and_die():
+                return
+        self._start()
+
+    def _wait_for_acks(self, count: int) -> None:
+        if not until(lambda: self._acks() - self._acks_before >= count, 60.0, 0.002):
+            raise Failed(f"only {self._acks() - self._acks_before} acks in 60 s; broker: {self.broker.stderr()[-500:]}")
+
+    def _kill_broker(self, point: Point) -> None:
+        if point != Point.NONE:
+            self.broker.order.give(point, self._chance.randrange(3))
+            until(lambda: not self.broker.running, 5.0, 0.002)
+        if self.broker.running:
+            self.broker.kill()
+            self._kills[NAMES[Point.NONE]] += 1
+            return
+        code = self.broker.wait(10.0)
+        if code != -9 or self.broker.order.died != point:
+            raise Failed(f"the broker ended by itself with {code}: {self.broker.stderr()[-500:]}")
+        self._kills[NAMES[point]] += 1
+
+    def _start(self) -> None:
+        self.broker.order.give(Point.NONE)
+        self.broker.settings(self._chance.choice(SETTINGS))
+        self.broker.start()
+        self._calls = self.broker.order.calls
+
+    def _start_and_die(self) -> bool:
+        """A start that is killed inside recovery; True when it was over before, and the broker runs."""
+        self.broker.order.give(self._chance.choice([Point.CALL, Point.HALF]), self._chance.randrange(self._calls))
+        self.broker.settings(self._chance.choice(SETTINGS))
+        self.broker.start(ready=False)
+        if self.broker.ready_or_dead(30.0):
+            self.broker.order.give(Point.NONE)
+            time.sleep(0.01)  # a call that is under way may have seen the order
+            return self.broker.running
+        if self.broker.order.died == Point.NONE:
+            raise Failed(f"the broker ended by itself: {self.broker.stderr()[-500:]}")
+        self._kills["in recovery"] += 1
+        return False
+
+    def _kill_a_client(self) -> None:
+        who = self._chance.choice(list(self._lives))
+        life = self._lives[who]
+        life.kill()
+        self._killed.add(life.name)
+        self._kills["of clients"] += 1
+        if who in SCOPES and life.notes.exists():
+            seen = [row["event"][0] for row in rows_of(life.notes)[-1:] if row["what"] == "seen"]
+            self._starts[who] = seen[0] + 1 if seen else self._starts.get(who, 0)
+        self._bear(who)
+
+    # -- the end
+
+    def end(self) -> History:
+        """The faults are over: everyone ends, and the log is read twice."""
+        history = History(calm_at=time.monotonic_ns(), killed=self._killed)
+        troubles = []
+        writers = [life for who, life in self._lives.items() if who not in SCOPES]
+        subscribers = [life for who, life in self._lives.items() if who in SCOPES]
+        for life in writers:
+            life.tell()
+        troubles += [life.ended(60.0) for life in writers]
+        with Client(self.broker.endpoint, timeout=30.0) as client:
+            read_by_client(history, client)
+            for life in subscribers:
+                scope = SCOPES[life.name.partition(".")[0]]
+                last = max((event.position for event in history.log if event.stream.startswith(scope)), default=-1)
+                until(lambda life=life, last=last: f'"event": [{last},' in tail(life.notes), 20.0)
+                life.tell()
+        troubles += [life.ended(20.0) for life in subscribers]
+        code = self.broker.stop()
+        troubles += [f"the broker stopped with {code}: {self.broker.stderr()[-500:]}"] if code else []
+        if any(troubles):
+            raise Failed("; ".join(filter(None, troubles)))
+        read_by_reader(history, self.broker.data)
+        for life in self._everyone:
+            history.add(life.name, rows_of(life.notes) if life.notes.exists() else [])
+        return history
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for life in self._lives.values():
+            if life.process.poll() is None:
+                life.kill()
+        self.broker.close()
+
+
+def tail(path: Path) -> str:
+    """The last 64 KiB of a file."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return file.read().decode()
+
+
+def campaign(cycles: int, seed: int, base: Path, say: Callable[[str], None]) -> Report:
+    """So many cycles in rounds of 25; ends with the first round that has a fault, and leaves its files in `base`."""
+    report = Report(seed)
+    begun = time.monotonic()
+    chance = random.Random(seed)
+    number = 0
+    while report.cycles < cycles and not report.faults:
+        number += 1
+        folder = base / str(number)
+        folder.mkdir()
+        one = Round(folder, chance, report.kills)
+        try:
+            one.begin()
+            for point in chance.sample(DECK, len(DECK))[: cycles - report.cycles]:
+                one.cycle(point)
+                report.cycles += 1
+            report.add(judge(one.end()))
+        except (Failed, AssertionError) as error:
+            report.faults.append(f"round {number}, cycle {report.cycles}: {error}")
+        finally:
+            one.close()
+        report.seconds = time.monotonic() - begun
+        if not report.faults:
+            shutil.rmtree(folder)
+        say(str(report))
+    return report
+
+
+def main() -> int:
+    cycles = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1, 1 << 32)
+    base = Path(tempfile.mkdtemp(prefix="tl-"))
+    print(f"{cycles} cycles with seed {seed}", flush=True)
+    report = campaign(cycles, seed, base, lambda text: print(text, flush=True))
+    for fault in report.faults:
+        print(fault)
+    if report.faults:
+        print(f"the files of the last round are in {base}")
+        return 1
+    shutil.rmtree(base)
+    if report.share_unsynced < 1 / 3:
+        print("less than a third of the kills fell between write and sync: the campaign proves less than it should")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
