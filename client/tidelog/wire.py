@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from zlib import crc32
 
 import msgpack
@@ -359,8 +359,13 @@ def _decode_batch(
         stream = names.get(raw)
         if stream is None:
             stream = names[raw] = raw.decode()
-        ids, kinds, metadata, payloads = msgpack.unpackb(view[region:end], use_list=False)
-        if len(payloads) != count or len(ids) != 16 * count:
+        ids, kinds, metadata, payloads = msgpack.unpackb(view[region:end], use_list=False, object_pairs_hook=_no_maps)
+        if (
+            len(payloads) != count
+            or len(ids) != 16 * count
+            or (type(kinds) is not str and len(kinds) != count)
+            or (metadata is not None and len(metadata) != count)
+        ):
             raise CorruptLog(f"batch at offset {at}: its columns do not have {count} rows", "", at)
         if count == 1:
             kind = kinds if type(kinds) is str else kinds[0]
@@ -389,6 +394,11 @@ def _decode_batch(
         cut = list(rows)[max(start - place, 0) : stop - place]
         made = cut if types is None else [row for row in cut if row[3] in types]
     events.extend(made)
+
+
+def _no_maps(pairs: object) -> NoReturn:
+    """A map has a length and takes an index, but it is no column."""
+    raise ValueError("a map in an events region")
 
 
 PUBLISHED = struct.Struct("<16sQQQQII")
