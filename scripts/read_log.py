@@ -107,7 +107,8 @@ class Segment:
         self.removed = list(struct.iter_unpack("<QQ", raw[132:-4])) if compacted else []
         bounds = [first_position, *(bound for pair in self.removed for bound in pair), self.next_position]
         need(not compacted or bounds == sorted(bounds), f"{self.name}: order of the ranges")
-        right = head[1:3] == (1, 1 + compacted) and self.align and not padding.strip(b"\0")
+        padded = len(raw) + len(padding) == self.start and not padding.strip(b"\0")
+        right = head[1:3] == (1, 1 + compacted) and self.align and padded
         need(right, f"{self.name}: version, kind, align or padding of the header")
         need((ordinal, first_position) == (self.ordinal, self.first_position), f"{self.name}: the name is another's")
 

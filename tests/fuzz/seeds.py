@@ -1,0 +1,147 @@
+"""Where fuzzing begins: real records, cut out of the golden logs, and real messages of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgpack
+from fuzz.targets import HELLO_FIELDS, TARGETS
+from support.golden import region
+from tidelog.wire import PUBLISHED
+
+FOLDER = Path(__file__).parent
+CORPUS = FOLDER / "corpus"
+GOLDEN = FOLDER.parent / "golden"
+HEADER = 4_096
+
+
+def segments() -> list[bytes]:
+    """The golden segment files."""
+    return [path.read_bytes() for path in sorted(GOLDEN.glob("v1*/0*"))]
+
+
+def batches() -> Iterator[bytes]:
+    """The stored batches of the golden logs, control batches too."""
+    for content in segments():
+        at = HEADER
+        while content[at : at + 4] == b"TLGR":
+            stop = at + 64 + int.from_bytes(content[at + 4 : at + 8], "little")
+            at += 64
+            while at < stop:
+                length = int.from_bytes(content[at + 4 : at + 8], "little")
+                yield content[at : at + length]
+                at += length
+
+
+def regions() -> list[bytes]:
+    """Events regions of many shapes."""
+    stored = [one for one in batches() if one[:1] == b"B"]
+    return [
+        *(one[-4 - int.from_bytes(one[20:24], "little") : -4] for one in stored),
+        region(1, ["t"], [b""], [b"payload"]),
+        region(1, ["t", "placed"], [b"m", b""], [b"", b"x"]),
+        region(1, ["µ"] * 3, [b"m"] * 3, [b"", b"x", bytes(1_100)]),
+    ]
+
+
+def requests() -> list[bytes]:
+    """One message of each kind, and some of several."""
+    events = region(1 << 70, ["t", "placed"], [b"", b"m"], [b"payload", b""])
+    rows: list[list[Any]] = [
+        [1, 1, "tidelog", 1, bytes(16), 1_000_000],
+        [2, 1],
+        [3, 1, 0, None, 0, None, None, [["s", None, events]]],
+        [
+            3,
+            1,
+            9,
+            0,
+            0,
+            None,
+            None,
+            [["s", False, events], ["t/1", 3, None], ["u", True, region(99, ["t"], [b""], [b"x"])]],
+        ],
+        [4, 1, 0, 0, "", None, None, 10, False, ["a"], None],
+        [4, 1, 0, 2, "good", 0, 5, None, True, None, None],
+        [4, 1, 5, 1, "t", 0, None, 3, False, None, 4],
+        [5, 1, 0, "good", None],
+        [6, 1, 0, "g", None, 10],
+        [7, 1, 0, None],
+        [8, 1, 0, 17],
+        [9, 1],
+        [10, 1, 0, b"b" * 16, 0, 0],
+        [11, 1],
+        [12, 1, 0, 0, "", None, None, 10, False, None, None],
+        [13, 1, 0, False],
+    ]
+    return [msgpack.packb([row]) for row in rows] + [msgpack.packb(rows[1:4]), msgpack.packb(rows[6:])]
+
+
+def replies() -> list[bytes]:
+    """Answers to HELLO and to the calls that the target has in flight, good and bad."""
+    rows: list[list[Any]] = [
+        [4, 0, *HELLO_FIELDS],
+        [1, 0, 2, 0, 5, 5, 0, 0],
+        [2, 0, 0, 5, 5, 5, 1],
+        [3, 0, 3, 0, None, None, None, None],
+        [1, 4, "wrong version", ["s", 3, 4, False]],
+        [1, 10, "starting", ["starting"]],
+        [2, 10, "timeout", ["timeout"]],
+        [3, 20, "nobody knows", []],
+        [2, 24, "say HELLO", []],
+        [None, 1, "unreadable", []],
+        [3, 99, "newer", [1, 2, 3]],
+        [2, 22, "damaged", ["1", 4_096]],
+    ]
+    return [msgpack.packb([row]) for row in rows] + [msgpack.packb(rows[1:4]), msgpack.packb(rows[4:8])]
+
+
+@cache
+def seeds(target: str) -> tuple[bytes, ...]:
+    """What is mutated at first; deterministic."""
+    stored = list(batches())
+    if target == "group":
+        return tuple(bytes([how]) + content[HEADER:] for content in segments() for how in (2, 3))
+    if target == "batch":
+        return tuple(bytes([how]) + one for one in stored for how in (0, 1))
+    if target == "segment":
+        return tuple(bytes([how]) + content[:128] for content in segments() for how in (4, 5, 7))
+    if target == "mark":
+        files = [path.read_bytes() for path in sorted(GOLDEN.glob("v1*/marks"))]
+        return tuple(bytes([how]) + marks[at : at + 112] for marks in files for at in (0, HEADER) for how in (0, 1))
+    if target == "page":
+        heads = [b"\1\0\0\0", b"\3\0\0\0", b"\1\2\4\0", b"\1\0\0\1"]
+        return tuple(head + content[HEADER:] for content in segments() for head in heads)
+    if target == "published":
+        body = PUBLISHED.pack(bytes(16), 0, 9, 9, 0, 1, 0)
+        return tuple(bytes([1]) + body + content[HEADER + 64 :] for content in segments())
+    if target == "reply":
+        return tuple(bytes([how]) + one for one in replies() for how in (0, 1, 3))
+    if target == "request":
+        return tuple(requests())
+    if target == "broker":
+        return tuple(bytes([how]) + one for one in requests() for how in (0, 1))
+    assert target == "events"
+    return tuple(regions())
+
+
+def corpus(target: str) -> list[bytes]:
+    """The inputs kept under corpus/, each of which reached lines that no other did."""
+    return [path.read_bytes() for path in sorted((CORPUS / target).glob("*"))]
+
+
+def found(target: str) -> list[bytes]:
+    """The smallest cases of bugs that fuzzing found, kept for ever: files <target>-<digest> of found/."""
+    return [path.read_bytes() for path in sorted((FOLDER / "found").glob(f"{target}-*"))]
+
+
+def starting_points(target: str) -> list[bytes]:
+    """Seeds and corpus, in a fixed order."""
+    assert target in TARGETS
+    points = [*seeds(target), *corpus(target)]
+    Random(0).shuffle(points)
+    return points
