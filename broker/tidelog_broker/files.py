@@ -243,7 +243,9 @@ class LogFiles:
         self._keep(header, file)
         reader = SegmentReader(header, file.read, size, chain)
         self.whole = Whole(name, reader.offset, chain.group, chain.position)
+        reader.begins_as_marked(self._marks.good)
         for group in reader.groups():
+            reader.ends_as_marked(self._marks.good)
             replay(header.ordinal, group)
             self.report.groups += 1
             self.whole = Whole(name, reader.offset, chain.group, chain.position)

@@ -201,6 +201,30 @@ class SegmentReader:
         if self.seal is None:
             raise self.damage("a later segment exists, but here stands neither a whole group nor the seal")
 
+    def begins_as_marked(self, marks: list[Mark]) -> None:
+        """Raises CorruptLog when a mark names this segment as open, but with another first position."""
+        for mark in marks:
+            if mark.open_ordinal == self.header.ordinal and mark.open_first_position != self.header.first_position:
+                raise self.damage(
+                    f"mark {mark.sequence} names it with first position {mark.open_first_position}: it is not the segment that "
+                    "was there",
+                    at=0,
+                )
+
+    def ends_as_marked(self, marks: list[Mark]) -> None:
+        """Raises CorruptLog when a mark names the group just read, but at another place or before another head.
+
+        A number is used again only when recovery cut that group, which no mark ever named: these are files of two histories.
+        """
+        for mark in marks:
+            if mark.group == self.chain.group and (
+                (mark.ordinal, mark.offset, mark.next_position) != (self.header.ordinal, self.end, self.chain.position)
+            ):
+                raise self.damage(
+                    f"mark {mark.sequence} names group {mark.group} as ending at offset {mark.offset} of segment "
+                    f"{mark.ordinal} before position {mark.next_position}, not here"
+                )
+
     def tail(self, marks: list[Mark], groups_named: dict[str, int]) -> Tail:
         """The verdict about the open segment behind T: a Tail to cut, or CorruptLog with its proof.
 
