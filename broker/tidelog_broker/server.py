@@ -141,7 +141,8 @@ class Server:
         later = self.broker.later
         self.broker.begin(time.time_ns() // 1000)
         for _ in range(DRAIN_MESSAGES_MAX):
-            if not _has_message(self._requests):
+            # Before the first message too: what is taken in each round must not be more than what is answered.
+            if self.broker.backlog or len(later) >= LATER_MAX or not _has_message(self._requests):
                 break
             worked = True
             identity = receive(NOBLOCK)
@@ -150,7 +151,7 @@ class Server:
                 self._drop_rest()
                 frame = b""
             take(identity, frame)
-            if appender.bytes >= GROUP_SOFT_BYTES or self.broker.backlog or len(later) >= LATER_MAX:
+            if appender.bytes >= GROUP_SOFT_BYTES:
                 break
         return worked
 
