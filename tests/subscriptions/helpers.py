@@ -19,6 +19,8 @@ from tidelog import CaughtUp, Checkpoint, Client, DeadlineExceeded, Event
 
 WORKER = Path(__file__).with_name("worker.py")
 Message = tuple[bytes, bytes]
+PATIENCE_S = 30.0
+"""How long a test waits for what must come: no claim, only an end, on a machine that does other things too."""
 
 
 def small(count: int, kind: str = "t", payload: bytes = b"") -> list[Event]:
@@ -43,6 +45,10 @@ class Follower:
         self._pause = pause
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
+
+    def __repr__(self) -> str:
+        """For the message of a failed assertion: how far it came, and why it ended if it did."""
+        return f"<Follower: {len(self.events)} events, next {self.subscription.position}, error {self.error!r}>"
 
     def _run(self) -> None:
         try:
@@ -73,11 +79,11 @@ class Follower:
     def caught_up(self) -> bool:
         return any(isinstance(item, CaughtUp) for item in self.items)
 
-    def wait(self, events: int, timeout: float = 10.0) -> bool:
+    def wait(self, events: int, timeout: float = PATIENCE_S) -> bool:
         """Whether it has given that many events before the time is over."""
         return until(lambda: self.error is not None or len(self.events) >= events, timeout) and self.error is None
 
-    def end(self, timeout: float = 3.0) -> None:
+    def end(self, timeout: float = PATIENCE_S) -> None:
         """Stop it; it must end by itself."""
         self.subscription.stop()
         self.thread.join(timeout)
@@ -181,7 +187,7 @@ class Worker:
         text = self._out.read_text()
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def saw(self, word: str, timeout: float = 10.0) -> bool:
+    def saw(self, word: str, timeout: float = PATIENCE_S) -> bool:
         """Whether a line that begins with the word comes in time."""
         return until(lambda: any(line.startswith(word) for line in self.lines()), timeout, 0.02)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import zmq
-from subscriptions.helpers import Follower, Forwarder, Message, Worker, Writer, fill, small
+from subscriptions.helpers import PATIENCE_S, Follower, Forwarder, Message, Worker, Writer, fill, small
 from support.process import BrokerProcess, until
 from tidelog import CaughtUp, Client, Event, Lagged, Write
 from tidelog.blocking import Pager
@@ -21,8 +21,11 @@ from tidelog.wire import BYTES_FOLLOW, CATEGORY, EVERYTHING, PUBLISHED, STREAM, 
 Follow = Callable[..., Follower]
 SCOPES: list[dict[str, Any]] = [{}, {"category": "c"}, {"stream": "c/1"}]
 SCOPE_NAMES = ["everything", "category", "stream"]
-SLOW_BEAT = ("--heartbeat-ms", "20000")
-PROMPT = 5.0
+BEATS_UNTIL_READ = 4
+"""The one that tells, the one that may come before the read, and two for a thread that is not awakened at once."""
+SLOW_BEAT = ("--heartbeat-ms", "60000")
+PROMPT = 20.0
+ROUNDS_UNTIL_LIVE = 3
 
 
 class Loss:
@@ -46,9 +49,9 @@ def test_the_last_message_before_a_silence_is_lost_noticed_by_the_heartbeat_and_
     follow: Follow,
     scope: dict[str, Any],
 ) -> None:
-    """T-53: within its interval, and the random part of another that spreads the reads."""
+    """T-53: within its interval, and the random part of another that spreads the reads: counted in heartbeats."""
     broker, loss = start_broker("--heartbeat-ms", "1000"), Loss()
-    forwarder(broker, loss)
+    between = forwarder(broker, loss)
     with Client(broker.endpoint) as client:
         follower = follow(client, **scope)
         client.append("c/1", small(2))
@@ -60,10 +63,10 @@ def test_the_last_message_before_a_silence_is_lost_noticed_by_the_heartbeat_and_
             have = len(follower.events)
             loss.on = True
             client.append("c/1", small(3))
-            begun = time.monotonic()
-            assert until(lambda r=round_: loss.lost > r), "the message was to be lost"
+            assert until(lambda r=round_: loss.lost > r, PATIENCE_S), "the message was to be lost"
+            beats = between.seen.count(b"H")
             assert follower.wait(have + 3)
-            assert time.monotonic() - begun < 2.5
+            assert between.seen.count(b"H") - beats <= BEATS_UNTIL_READ
             loss.on = False
             client.append("c/1", small(1))
             assert follower.wait(have + 4)
@@ -77,7 +80,7 @@ def test_a_hole_is_read_when_the_next_message_shows_it_without_waiting_for_a_hea
     follow: Follow,
     scope: dict[str, Any],
 ) -> None:
-    """T-53: heartbeats every 20 s; message 2 of 3 is lost."""
+    """T-53: heartbeats every 60 s; message 2 of 3 is lost."""
     broker, loss = start_broker(*SLOW_BEAT), Loss()
     forwarder(broker, loss)
     with Client(broker.endpoint) as client:
@@ -88,7 +91,7 @@ def test_a_hole_is_read_when_the_next_message_shows_it_without_waiting_for_a_hea
         assert follower.wait(2, PROMPT)
         loss.on = True
         client.append("c/1", small(4))
-        assert until(lambda: loss.lost == 1)
+        assert until(lambda: loss.lost == 1, PATIENCE_S)
         loss.on = False
         client.append("c/1", small(1))
         assert follower.wait(7, PROMPT)
@@ -100,8 +103,9 @@ def test_loss_is_lag_only_for_who_asks_and_tells_the_next_position(
     start_broker: Callable[..., BrokerProcess], forwarder: Callable[..., Forwarder], follow: Follow, on_lag: str
 ) -> None:
     """T-33: `on_lag="raise"`: neither history, hand-over nor messages over 64 KiB are a lag; a lost message is."""
-    broker, loss = start_broker("--heartbeat-ms", "200"), Loss()
-    forwarder(broker, loss)
+    # Three heartbeats are the silence borne: on a machine that is busy for longer nobody is live, and nothing is a lag.
+    broker, loss = start_broker("--heartbeat-ms", "1500"), Loss()
+    between = forwarder(broker, loss)
     with Client(broker.endpoint) as client:
         client.append("c/1", small(100))
         follower = follow(client, stream="c/1", on_lag=on_lag)
@@ -109,16 +113,17 @@ def test_loss_is_lag_only_for_who_asks_and_tells_the_next_position(
             client.append("c/1", Event("t", b"x" * (60_000 if number % 3 else 1)))
             client.append("c/1", [Event("t", b"x" * 40_000), Event("t", b"x" * 40_000)])
         assert follower.wait(160)
-        time.sleep(0.5)  # heartbeats
+        beats = between.seen.count(b"H")
+        assert until(lambda: between.seen.count(b"H") >= beats + 2, PATIENCE_S)
         client.append("c/1", small(1))
         assert follower.wait(161)
         loss.on = True
         client.append("c/1", small(1))
-        assert until(lambda: loss.lost == 1)
+        assert until(lambda: loss.lost == 1, PATIENCE_S)
         if on_lag == "follow":
             assert follower.wait(162)
         else:
-            assert until(lambda: follower.error is not None)
+            assert until(lambda: follower.error is not None, PATIENCE_S)
             assert isinstance(follower.error, Lagged)
             assert follower.error.position == follower.subscription.position == 161
             assert len(follower.events) == 161
@@ -176,7 +181,7 @@ def test_messages_lost_doubled_and_late_at_random_cost_nothing(
 def test_appends_over_64_kib_come_promptly_though_their_messages_carry_only_the_range(
     start_broker: Callable[..., BrokerProcess], follow: Follow, scope: dict[str, Any]
 ) -> None:
-    """§10: heartbeats every 20 s; 64 KiB less a little, just over, one page, several pages, among small ones."""
+    """§10: heartbeats every 60 s; 64 KiB less a little, just over, one page, several pages, among small ones."""
     broker = start_broker(*SLOW_BEAT)
     with Client(broker.endpoint, timeout=20.0) as client:
         follower = follow(client, **scope)
@@ -211,7 +216,7 @@ def test_a_stopped_subscriber_goes_on_by_itself_without_loss(
                 client.append("c/1", Event("t", b"x" * 8_000))
             subscriber.signal(signal.SIGCONT)
         client.append("c/1", Event("t"))
-        assert subscriber.wait(20) == 0, subscriber.stderr()
+        assert subscriber.wait(60) == 0, subscriber.stderr()
         assert subscriber.lines()[1:] == ["done 2004", "closed"]
 
 
@@ -226,18 +231,23 @@ def test_a_stopped_subscriber_that_wants_to_know_gets_lagged_with_its_next_posit
         client.append("c/1", small(3))
         subscriber = worker("follow", broker.endpoint, until=10**6, on_lag="raise", **scope)
         assert subscriber.saw("caught-up")
-        time.sleep(0.7)  # more than a heartbeat, so that it is live
-        subscriber.signal(signal.SIGSTOP)
-        for _ in range(1_000):
-            client.append("c/1", Event("t", b"x" * 8_000))
-        time.sleep(seconds)
-        subscriber.signal(signal.SIGCONT)
-        assert subscriber.saw("lagged", 10.0), (subscriber.lines(), subscriber.stderr())
+        written = 3
+        for _ in range(ROUNDS_UNTIL_LIVE):
+            time.sleep(0.7)  # more than a heartbeat: it is live by then, or in the next round
+            subscriber.signal(signal.SIGSTOP)
+            for _ in range(1_000):
+                client.append("c/1", Event("t", b"x" * 8_000))
+            written += 1_000
+            time.sleep(seconds)
+            subscriber.signal(signal.SIGCONT)
+            if subscriber.saw("lagged", 10.0):
+                break
+        assert subscriber.saw("lagged"), (subscriber.lines(), subscriber.stderr())
         _, told, position, expected = subscriber.lines()[1].split()
         assert told == position == expected
-        assert 3 <= int(told) < 1_003
+        assert 3 <= int(told) < written
         with client.subscribe(start=int(told), **scope) as again:
-            assert [next(again).position for _ in range(1_003 - int(told))] == list(range(int(told), 1_003))
+            assert [next(again).position for _ in range(written - int(told))] == list(range(int(told), written))
 
 
 def test_a_stopped_subscriber_delays_nobody(
@@ -250,19 +260,17 @@ def test_a_stopped_subscriber_delays_nobody(
         neighbour = follow(client)
         assert subscriber.saw("caught-up")
         subscriber.signal(signal.SIGSTOP)
-        begun = time.monotonic()
         for number in range(3_000):
             client.append("c/1", Event("t", b"x" * 2_000))
             if number % 500 == 0:
                 assert neighbour.wait(number + 1, PROMPT)
         assert neighbour.wait(3_000, PROMPT)
-        assert time.monotonic() - begun < 20
         subscriber.signal(signal.SIGCONT)
         # The last message may be among those that overflowed; with this heartbeat only another one tells, and that
         # one may find the queue still full.
         for _ in range(20):
             client.append("c/1", Event("t"))
-            if subscriber.saw("done", 0.5):
+            if subscriber.saw("done", 1.0):
                 break
         assert subscriber.lines()[1] == "done 3000"
 
@@ -322,7 +330,10 @@ def test_a_slow_consumer_under_a_steady_writer_never_loses_or_doubles(
 
 
 def test_who_keeps_up_is_never_told_that_it_lags(broker: BrokerProcess, client: Client, follow: Follow) -> None:
-    """T-33: groups of many appends to many streams and categories at once, from every start; no message is a hole."""
+    """T-33: groups of many appends to many streams and categories at once, from every start; no message is a hole.
+
+    Each round waits for everybody, so that everybody keeps up however busy the machine is.
+    """
     followers: list[tuple[Follower, dict[str, Any]]] = []
     dice = random.Random(2)
     for round_ in range(30):
@@ -336,17 +347,16 @@ def test_who_keeps_up_is_never_told_that_it_lags(broker: BrokerProcess, client: 
         client.append_many([Write("c/1", small(2)), Write("d/2", small(1)), Write("c/3", small(2))])
         for future in futures:
             future.result()
-        time.sleep(0.03)  # well below what the buffers hold
-    log = list(client.read_all())
-    for follower, options in followers:
-        start = options["start"]
-        if "stream" in options:
-            expected = [event for event in log if event.stream == "c/1" and event.version >= start]
-        else:
-            prefix = "c/" if "category" in options else ""
-            expected = [event for event in log if event.stream.startswith(prefix) and event.position >= start]
-        assert follower.wait(len(expected)), (options, follower.error)
-        assert follower.events == expected
+        log = list(client.read_all())
+        for follower, options in followers:
+            start = options["start"]
+            if "stream" in options:
+                expected = [event for event in log if event.stream == "c/1" and event.version >= start]
+            else:
+                prefix = "c/" if "category" in options else ""
+                expected = [event for event in log if event.stream.startswith(prefix) and event.position >= start]
+            assert follower.wait(len(expected)), (options, follower)
+            assert follower.events == expected
 
 
 @pytest.mark.parametrize("on_lag", ["follow", "raise"])
@@ -390,7 +400,7 @@ def test_whoever_has_an_appends_first_event_has_them_all_without_the_broker(
         client.append_many(writes)
     received: list[Any] = []
     with client.subscribe(category="c", markers=True, checkpoint_events=10**6, checkpoint_idle=3600.0) as sub:
-        timer = threading.Timer(10, sub.stop)
+        timer = threading.Timer(60, sub.stop)  # who needs the broker would wait until then
         timer.start()
         if way != "history":
             while not isinstance(next(sub), CaughtUp):
@@ -406,14 +416,12 @@ def test_whoever_has_an_appends_first_event_has_them_all_without_the_broker(
                 broker.signal(signal.SIGSTOP)
                 received.append(event)
                 break
-        begun = time.monotonic()
         try:
             while len(received) < expected:
                 received.append(next(sub))
         finally:
             broker.signal(signal.SIGCONT)
             timer.cancel()
-        assert time.monotonic() - begun < 5
     first = received[0].position
     assert [event.position for event in received] == list(range(first, first + expected))
 
@@ -445,12 +453,12 @@ def test_a_message_over_64_kib_carries_only_its_range(client: Client, size: int)
         for topic in (b"A", b"Cc\0", b"Sc/1\0", b"H"):
             sub.setsockopt(zmq.SUBSCRIBE, topic)
         sub.connect(hello.endpoints[0][1])
-        assert sub.poll(5_000), "the first heartbeat shows that the subscription is in force"
+        assert sub.poll(20_000), "the first heartbeat shows that the subscription is in force"
         sub.recv_multipart()
         client.append_many([Write("c/1", [Event("t", b"x" * (size // 2))] * 2), Write("d/1", small(1))])
         seen: dict[bytes, tuple[int, int, int, int, int]] = {}
         while len(seen) < 3:
-            assert sub.poll(5_000)
+            assert sub.poll(20_000)
             topic, body = sub.recv_multipart()
             if topic != b"H":
                 told = read_published(body)
