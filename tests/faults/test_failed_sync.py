@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import msgpack
 import pytest
-from e2e.raw_client import EXISTS, NO_STREAM, RawClient, event
+from e2e.raw_client import EXISTS, NO_STREAM, event
+from support.fault_phases import LastWordClient
 from support.process import BrokerProcess, until
 from support.strace import Attached, need_strace
 from tidelog import Client, DeadlineExceeded, Event, OutcomeUnknown, TidelogError
+from tidelog_broker.core.format import BLOCK, MARK_BYTES, Mark
 
 EXIT_IO = 74
+
+
+@pytest.fixture
+def broker(new_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
+    """A running broker without idle marks: its first sync from now on is the next group's."""
+    made = new_broker(idle_mark_ms=3_600_000)
+    made.start()
+    return made
+
+
+def marked(broker: BrokerProcess) -> int:
+    """The group that the newest mark names."""
+    marks = (broker.data / "marks").read_bytes()
+    return max(mark.group for at in (0, BLOCK) if (mark := Mark.unpack(marks[at : at + MARK_BYTES])))
 
 
 def read_positions(broker: BrokerProcess) -> dict[int, tuple[str, bytes]]:
@@ -27,14 +41,15 @@ def test_all_callers_of_the_group_are_told_unknown_nothing_is_published_and_the_
 ) -> None:
     """T-12"""
     with ExitStack() as stack:
-        raws = [stack.enter_context(closing(RawClient(broker.endpoint))) for _ in range(6)]
-        reader = stack.enter_context(closing(RawClient(broker.endpoint)))
+        raws = [stack.enter_context(closing(LastWordClient(broker.endpoint))) for _ in range(6)]
+        reader = stack.enter_context(closing(LastWordClient(broker.endpoint)))
         everything = stack.enter_context(closing(reader.subscribe()))
         raws[0].append(("s", NO_STREAM, [event("a", b"durable")]))
         assert until(lambda: everything.poll(0) and everything.recv_multipart()[0] == b"H")
         before = read_positions(broker)
-        # The gate's write is held until all six wait behind it; the sync of their group then fails.
-        with Attached(broker, "pwrite64:delay_enter=500000:when=1", "fdatasync:error=EIO:when=2"):
+        # The gate's write is held long enough for all six to wait behind it; the sync of their group then fails.
+        # (Without a clock, but not with a disk's own error: test_held_sync.py.)
+        with Attached(broker, "pwrite64:delay_enter=2000000:when=1", "fdatasync:error=EIO:when=2"):
             reader.send_append(reader.prepare(("gate", None, [event("a", b"gate")])))
             with Client(broker.endpoint) as asking:
                 assert until(lambda: asking.health().sync_us > 0)
@@ -127,7 +142,7 @@ def test_neither_an_original_nor_its_retry_nor_a_refusal_because_of_it_is_confir
     broker: BrokerProcess,
 ) -> None:
     """T-58: one message is one drain, so these are one group."""
-    with closing(RawClient(broker.endpoint)) as raw:
+    with closing(LastWordClient(broker.endpoint)) as raw:
         raw.append(("s", NO_STREAM, [event("a", b"0")]))
         first = event("a", b"1")
         original = raw.prepare(("t", NO_STREAM, [first])).writes
@@ -170,7 +185,8 @@ def test_every_other_broken_promise_of_the_disk_ends_the_broker_with_74_too(
     with Client(broker.endpoint, timeout=1.5) as client:
         client.append("s", Event("a", b"0"))
         acknowledged = [b"0"]
-        time.sleep(0.1)  # an idle mark of the append before, if there is one, is out of the way
+        # The mark of the append before, if there is one, is out of the way.
+        assert settings.get("idle_mark_ms") == 3_600_000 or until(lambda: marked(broker) == 1)
         with Attached(broker, rule):
             try:
                 client.append("s", Event("a", b"1"))
@@ -197,20 +213,24 @@ def test_a_failed_sync_of_prepared_space_ends_the_broker_with_74(new_broker: Cal
     assert len(broker.stderr().strip().splitlines()) == 1, broker.stderr()
 
 
-def test_a_failed_sync_while_starting_ends_with_74_and_the_next_start_serves_all(broker: BrokerProcess) -> None:
-    """T-12, spec §8: an error of any of recovery's syncs is 74."""
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+def test_a_failed_sync_while_starting_ends_with_74_and_the_next_start_serves_all(
+    broker: BrokerProcess, error: str
+) -> None:
+    """T-12, spec §8: an error of any of recovery's syncs is 74, also one that speaks of room."""
     with Client(broker.endpoint, timeout=20.0) as client:
         client.append("s", Event("a", b"kept"))
     broker.kill()
     for number in range(1, 40):
         wrapper = (need_strace(), "-D", "-f", "-o", "/dev/null", "-e", "trace=fsync", "-e",
-                   f"inject=fsync:error=EIO:when={number}")  # fmt: skip
+                   f"inject=fsync:error={error}:when={number}")  # fmt: skip
         broker.start(ready=False, wrapper=wrapper)
-        if until(lambda: not broker.running, 1.5):
+        try:
+            broker.wait_ready()
+        except AssertionError:
             assert broker.wait() == EXIT_IO, broker.stderr()
             continue
         # All of its syncs succeeded: this start had fewer than `number`.
-        broker.wait_ready()
         with Client(broker.endpoint, timeout=20.0) as client:
             assert [found.payload for found in client.read_all()] == [b"kept"]
         break
@@ -226,12 +246,9 @@ def test_while_a_sync_hangs_health_tells_so_and_everybody_else_waits(broker: Bro
             call = client.append_nowait("s", Event("a"), timeout=30.0)
             assert until(lambda: client.health().sync_us > 0)
             assert until(lambda: client.health().sync_us > 1_000_000)
-            slowest = 0.0
             for _ in range(50):
-                asked = time.monotonic()
                 health = stranger.health()
-                slowest = max(slowest, time.monotonic() - asked)
-            assert slowest < 0.5
+            assert held.calls("fdatasync") <= 1  # all of them while this one hangs
             assert (health.live, health.ready, health.head) == (True, False, 1)
             assert "sync" in health.reason
             assert not call.done()
@@ -243,32 +260,3 @@ def test_while_a_sync_hangs_health_tells_so_and_everybody_else_waits(broker: Bro
             held.release()
         assert call.result().first_position == 1
         assert client.health()[:4] == (True, True, "", 2)
-
-
-def test_a_read_waits_for_the_one_sync_that_is_running_and_for_no_more(broker: BrokerProcess) -> None:
-    """Spec §9: writers that never pause don't hold a read up for longer than a sync."""
-    over = threading.Event()
-
-    def write(number: int) -> None:
-        with Client(broker.endpoint, timeout=30.0) as client:
-            while not over.is_set():
-                client.append(f"s/{number}", Event("a"))
-
-    with Client(broker.endpoint, timeout=30.0) as client:
-        client.append("s", Event("a"))
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-        with Attached(broker, "fdatasync:delay_enter=300000"):
-            for thread in threads:
-                thread.start()
-            try:
-                assert until(lambda: client.info()["clients"] >= 5)
-                took: list[float] = []
-                for _ in range(4):
-                    asked = time.monotonic()
-                    assert len(list(client.read_stream("s"))) == 1
-                    took.append(time.monotonic() - asked)
-            finally:
-                over.set()
-        for thread in threads:
-            thread.join(20)
-    assert max(took) < 0.95, took

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgpack
 import pytest
 from e2e.raw_client import RawClient, event
+from support.fault_phases import LastWordClient
 from support.process import BrokerProcess, until
 from support.strace import Attached
 from tidelog import Client, Event, OutcomeUnknown, StorageFull, TidelogError, WrongExpectedVersion
@@ -21,6 +22,14 @@ from tidelog import Client, Event, OutcomeUnknown, StorageFull, TidelogError, Wr
 EXIT_IO, EXIT_FULL = 74, 75
 READER = Path(__file__).parents[2] / "scripts" / "read_log.py"
 SMALL = {"zero_step": 65_536, "prepare_ahead": 65_536}
+
+
+@pytest.fixture
+def broker(new_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
+    """A running broker without idle marks: its first sync from now on is the next group's."""
+    made = new_broker(idle_mark_ms=3_600_000)
+    made.start()
+    return made
 
 
 def segment(broker: BrokerProcess) -> Path:
@@ -159,9 +168,7 @@ def test_one_write_without_room_refuses_its_group_and_the_next_group_is_written(
     with Client(broker.endpoint, timeout=20.0) as client:
         client.append("s", Event("a", b"0"))
         assert until(lambda: segment(broker).stat().st_size >= 8 << 20)
-        time.sleep(0.15)  # the idle mark of this append is out of the way
         generation = client.append("s", Event("a", b"1")).generation
-        time.sleep(0.15)
         with Attached(broker, rule):
             with pytest.raises(StorageFull):
                 client.append("s", Event("a", b"refused"))
@@ -175,9 +182,8 @@ def test_one_write_without_room_refuses_its_group_and_the_next_group_is_written(
 
 def test_when_taking_back_fails_the_outcome_is_unknown_and_the_broker_ends_with_74(broker: BrokerProcess) -> None:
     """T-57, spec §6.5: only when the sync of the rollback succeeded is it StorageFull."""
-    with closing(RawClient(broker.endpoint)) as raw:
+    with closing(LastWordClient(broker.endpoint)) as raw:
         raw.append(("s", None, [event("a", b"0")]))
-        time.sleep(0.15)
         with Attached(broker, "pwrite64:error=ENOSPC:when=1", "fsync:error=EIO:when=1"):
             raw.send_append(raw.prepare(("s", None, [event("a", b"1")])))
             told = raw.receive(10)

@@ -1,4 +1,4 @@
-"""Any disk, with calls that fail: the n-th of an operation, once or lasting, with an errno or a short write.
+"""Any disk, with calls that fail or hang: the n-th of an operation, once or lasting, with an errno or a short write.
 
 Over the real disk the failing call does not reach the kernel (a short write takes its part); what a failed sync does
 to the cache is the SimDisk's to show.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import errno as errnos
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tidelog_broker.disk import Disk, File, RealDisk, RealFile
+from tidelog_broker.disk import Disk, File, RealDisk, RealFile, synced
+
+HANG_S = 60.0
+"""No call hangs for longer, whatever a test forgets."""
 
 
 class Killed(BaseException):
@@ -25,6 +29,7 @@ class Plan:
     `errno` 0 on a write means: take `short` bytes and say so. With an errno, `short` bytes are taken and then it fails.
     Operations: names, create, open, rename, unlink, make_folder, sync_folder, size, read, write, datasync, sync,
     truncate, drop_cache; "" means all that change something. `kill`: the process is gone instead, before the call.
+    `hang`: the call does not begin before the event is set, and then succeeds. `thread`: only calls of the thread of this name.
     """
 
     op: str
@@ -34,10 +39,14 @@ class Plan:
     short: int = 0
     name: str = ""
     kill: bool = False
+    hang: threading.Event | None = None
+    thread: str = ""
     calls: int = 0
 
     def hits(self, op: str, name: str) -> bool:
         if (op != self.op if self.op else op not in CHANGING) or self.name not in name:
+            return False
+        if self.thread and threading.current_thread().name != self.thread:
             return False
         self.calls += 1
         return self.calls == self.nth or (self.lasting and self.calls > self.nth)
@@ -97,7 +106,10 @@ class FaultyDisk:
         due = [plan for plan in self.plans if plan.hits(op, name)]
         if any(plan.kill for plan in due):
             raise Killed(op, name)
-        return due[0] if due else None
+        for plan in due:
+            if plan.hang is not None:
+                plan.hang.wait(HANG_S)
+        return next((plan for plan in due if plan.hang is None), None)
 
     def check(self, op: str, name: str) -> None:
         plan = self.due(op, name)
@@ -129,7 +141,7 @@ class FaultyDisk:
         self.disk.make_folder(name)
 
     def sync_folder(self, folder: str = "") -> None:
-        self.check("sync_folder", folder)
+        synced(lambda _: self.check("sync_folder", folder), 0)
         self.disk.sync_folder(folder)
 
 
@@ -161,11 +173,11 @@ class FaultyFile:
         return taken
 
     def datasync(self) -> None:
-        self._disk.check("datasync", self.name)
+        synced(lambda _: self._disk.check("datasync", self.name), 0)
         self._file.datasync()
 
     def sync(self) -> None:
-        self._disk.check("sync", self.name)
+        synced(lambda _: self._disk.check("sync", self.name), 0)
         self._file.sync()
 
     def truncate(self, size: int) -> None:
