@@ -1,45 +1,47 @@
-"""The search for crash states finds each seeded fault: what the proof of spec §8 rests on, taken away piece by piece.
+"""Faults planted in the real code, each of which must be caught: by the search for crash states, which takes away piece by
+piece what the proof of spec §8 rests on, or by a test of damage. Those in the running broker are in test_broker_mutants.py;
+the list of all, and what caught each, is printed at the end.
 
-What it does not find (40,000 states each), and why:
-- chain or number of a group unread, always the same slot of the marks, no mark at a roll: guards against damage (lost or
-  misplaced writes, a segment that goes missing), not against crashes; test_recovery.py fails on each.
-- length of a group against the file unread: the checksum over the shorter body stands for it; no test fails.
+What nothing finds, and why:
 - the first sync of segments in recovery, or one of its syncs of the directory, alone: others follow; all gone are found.
+- no sync of the directory between a spare's creation and its rename: with neither name there it is an unfinished roll.
 - no sync of the spare's zeros: the sync behind the header stands for both.
-- no sync of the directory between a creation and its rename: the simulated journal keeps their order.
-- marks not replaced at start: the page cache is always dropped before they are judged here.
-"No sync at a clean stop" is found only because a stop that leaves something unsynced is itself called wrong: it loses nothing.
+"No sync at a clean stop" loses nothing: only for it a stop that leaves something unsynced counts as found.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from zlib import crc32
 
 import pytest
+import recovery.test_recovery as damage
+from support.builders import event_batch
+from support.cases import FIRST, Case
 from support.crashes import ALIGNED, SMALL, Counterexample, Explorer, Point, World, chain
-from support.mutants import mutate
+from support.mutants import CAUGHT, Piece, mutate
 from support.workloads import OPERATIONS, explore
+from tidelog.errors import CorruptLog
 from tidelog_broker.core import format as records
 from tidelog_broker.core.recovery import SegmentReader
 from tidelog_broker.log import Log
 from tidelog_broker.marks import Marks
 
 SEED = 7
-STATES = 30_000
+STATES = 60_000
 
 MARK_BEFORE_SYNC = """self._write(offset, header + body)
     ahead = type(chain)(chain.group + 1, header[-8:], next_position)
     self._marks.write_slot(ahead, self._header.ordinal, offset + 64 + len(body), self._header, clean=False)
 """
 
-Piece = tuple[Any, str, str, str]
-"""(owner, function, what is replaced, by what)."""
-
 SETTLE_FOLDER = (Log, "_settle", "self._disk.sync_folder()", "pass")
 CUT_FOLDER = (Log, "_cut", "self._disk.sync_folder()", "pass")
 MARKS_FOLDER = (Marks, "_replace", "file.sync()\n    self._disk.sync_folder()", "file.sync()")
 RENAME_FOLDER = (Marks, "_replace", "self._disk.sync_folder()\n    file.name", "file.name")
 FAILED_SYNC = 'raise FailStop(f"data-sync of group {chain.group + 1}: {error}") from error'
+REPLACE_MARKS = "self._marks.replace_file(self._chain, *self._last_group, self._header)"
+KEEP_MARKS = 'self._marks._file = self._disk.open("marks", writable=True)'
 SEAL_OR_NEXT = "head.number >= (g + 1 if head.seal else g + 2)"
 
 MUTANTS: dict[str, list[Piece]] = {
@@ -73,6 +75,8 @@ MUTANTS: dict[str, list[Piece]] = {
     ],
     "any header behind the end is damage": [(SegmentReader, "tail", SEAL_OR_NEXT, "True")],
     "an unfinished roll is damage": [(SegmentReader, "tail", "g + 1 if head.seal", "g if head.seal")],
+    "the old marks file kept at start": [(Log, "_recover", REPLACE_MARKS, KEEP_MARKS)],
+    "marks renamed before their creation is durable": [MARKS_FOLDER],
     "with align, the end lies inside the last group's block": [
         (Log, "commit", "self.end = self._header.aligned(stop)", "self.end = stop"),
         (Log, "_recover", "self.end = reader.offset", "self.end = reader.end"),
@@ -84,11 +88,12 @@ MUTANTS: dict[str, list[Piece]] = {
 def test_search_finds_seeded_fault(monkeypatch: pytest.MonkeyPatch, title: str) -> None:
     for piece in MUTANTS[title]:
         mutate(monkeypatch, *piece)
-    explorer = Explorer(limit=16, nested_one_in=8, target=STATES)
+    explorer = Explorer(limit=16, nested_one_in=8, target=STATES, stop_syncs="clean stop" in title)
     with pytest.raises(Counterexample) as found:
         explore(explorer, SEED, ALIGNED if "align" in title else SMALL)
     # Not an accident of the mutant's own making.
     assert not any(word in str(found.value) for word in ("TypeError", "NameError", "AttributeError", "SyntaxError"))
+    CAUGHT[title] = f"crash state {explorer.distinct}: {str(found.value).splitlines()[0]}"
 
 
 def test_search_finds_two_unsynced_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,5 +112,74 @@ def test_search_finds_two_unsynced_groups(monkeypatch: pytest.MonkeyPatch) -> No
     world.points[both] = Point(2, second.next_position, second.versions)
     monkeypatch.setattr(world, "allowed", lambda: {world.committed, world.in_flight, both})
     world.armed = True
-    with pytest.raises(Counterexample, match="authentic group header numbered 2"):
+    with pytest.raises(Counterexample, match="authentic group header numbered 2") as found:
         world.log.commit(second.parts, second.batches, second.next_position)
+    CAUGHT["two unsynced groups"] = f"crash state {world.explorer.distinct}: {str(found.value).splitlines()[0]}"
+
+
+# ---- faults that no crash shows, for they are guards against damage
+
+
+def checksum_of_a_cut_body_may_fit_by_chance(case: Case) -> None:
+    """The file ends inside the last group, whose checksum fits what is left of it all the same: still a torn tail."""
+    case.three()
+    body = event_batch("s/1", 3, 3, [bytes(600)])
+    at = body.find(bytes(600)) + 200
+    # Bytes and their CRC-32 behind them always have the same CRC-32: a batch, and this beginning of one.
+    body = event_batch("s/1", 3, 3, [bytes(200) + crc32(body[:at]).to_bytes(4, "little") + b"x" * 396])
+    assert crc32(body[: at + 4]) == crc32(body)
+    damage.write_group(case, body)
+    (case.path / FIRST).write_bytes(case.read()[: case.end + 64 + at + 4])
+    assert case.open() == case.bodies
+    assert case.log.report.cut_bytes == 64 + at + 4
+
+
+DAMAGE: dict[str, tuple[Callable[[Case], None], list[Piece]]] = {
+    "chain of tags unread": (
+        damage.test_group_of_another_chain_or_number_is_no_group,
+        [(SegmentReader, "_next", "head.previous_tag != self.chain.tag", "False")],
+    ),
+    "number of a group unread": (
+        damage.test_group_of_another_chain_or_number_is_no_group,
+        [(SegmentReader, "_next", "head.number != self.chain.group + 1", "False")],
+    ),
+    "checksum of a batch unread": (
+        damage.test_batches_that_are_fewer_or_not_whole_appends_are_damage,
+        [(SegmentReader, "_rows", "crc32(view[at:stop]) != CRC.unpack_from(body, stop)[0]", "False")],
+    ),
+    "group of a mark unread": (
+        damage.test_flip_in_the_last_group_is_damage_once_a_mark_names_it,
+        [(SegmentReader, "tail", "mark.group > g", "False")],
+    ),
+    "always the same slot of the marks": (
+        damage.test_marks_are_written_in_turn_and_name_the_last_group,
+        [(Marks, "write_slot", "self._sequence % 2 * BLOCK", "0")],
+    ),
+    "length of a group against the file unread": (
+        checksum_of_a_cut_body_may_fit_by_chance,
+        [(SegmentReader, "_next", "at + GROUP_HEADER_BYTES + head.body_bytes > self._size", "False")],
+    ),
+}
+
+
+def test_checksum_of_a_cut_body_that_fits_by_chance_makes_no_group(case: Case) -> None:
+    checksum_of_a_cut_body_may_fit_by_chance(case)
+
+
+@pytest.mark.parametrize("title", DAMAGE)
+def test_damage_finds_seeded_fault(monkeypatch: pytest.MonkeyPatch, case: Case, title: str) -> None:
+    check, pieces = DAMAGE[title]
+    for piece in pieces:
+        mutate(monkeypatch, *piece)
+    with pytest.raises((AssertionError, CorruptLog, pytest.fail.Exception)) as found:
+        check(case)
+    CAUGHT[title] = f"{check.__name__}: {type(found.value).__name__}"
+
+
+def test_list_of_all_that_was_planted_and_what_caught_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Last in this file, and the broker's come before: with only some of the tests run it lists those."""
+    width = max(map(len, CAUGHT), default=0)
+    with capsys.disabled():
+        print(f"\n{len(CAUGHT)} planted faults, all caught:")
+        for title, by in CAUGHT.items():
+            print(f"  {title:{width}}  {by[:150]}")

@@ -5,18 +5,19 @@ on a SimDisk and knows which groups are committed and which one, at most, is in 
 changes the disk at each state a power cut or a kill may leave there: Log.open must give back all that is committed and
 the group in flight whole or not at all, then take one more group, survive the worst power cut, and close.
 
-A state is counted once (blake2b over names and contents, the contents of quarantine apart).
+A state is counted once (blake2b over names and contents, the contents of quarantine apart), and what is tried in it follows
+from the workload and the state alone, so that the count is the same however the workloads are shared out.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
 
 from support.builders import Staged, Writer, seeded_random
+from support.seen import Seen
 from support.simdisk import Fault, Image, SimDisk
 from tidelog.errors import StorageFull
 from tidelog_broker.core.recovery import Group
@@ -33,6 +34,10 @@ ALIGNED = LogSettings(
 )
 NOTHING = b""
 SEGMENT_DIGIT = "0"
+NESTED_STATES = 10
+"""States looked at before each call of a recovery that is crashed in turn."""
+KILLS: list[tuple[bool, tuple[str, ...]]] = [(False, ()), (True, ()), (False, ("marks",))]
+"""(keep_size, sticky) of the cache that a kill leaves; the first unless a sync has failed, they are all alike then."""
 
 
 class Counterexample(AssertionError):
@@ -67,63 +72,88 @@ def open_log(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, by
 
 
 class Explorer:
-    """The search over all workloads: what was seen, what it recovered to."""
+    """The search over all workloads: what was seen, what it recovered to.
 
-    def __init__(self, *, limit: int = 24, nested_one_in: int = 24, target: int = 0, seconds: float = 1e9) -> None:
+    At most `limit` states at a point; inside the recovery of one in `nested_one_in` new states it crashes again.
+    `stop_syncs`: a clean stop that leaves anything unsynced is wrong, though nothing be lost by it.
+    """
+
+    def __init__(
+        self, *, limit: int = 24, nested_one_in: int = 24, target: int = 1 << 62, stop_syncs: bool = True
+    ) -> None:
         self.limit = limit
         self.nested_one_in = nested_one_in
         self.target = target
-        self.deadline = time.monotonic() + seconds
+        self.stop_syncs = stop_syncs
         self.looked_at = 0
-        self.outcomes: dict[bytes, bytes | str] = {}
-        self.continued: set[bytes] = set()
+        self.seen = Seen()
+        self.fresh: list[int] = []
+        """Keys of the states seen since somebody emptied this."""
+        self.continued: set[int] = set()
         self.workloads = 0
         self.rng = Random(0)
+        self._outcomes: list[bytes | str] = [NOTHING]
+        self._numbers: dict[bytes | str, int] = {}
 
     @property
     def distinct(self) -> int:
-        return len(self.outcomes)
+        return len(self.seen)
 
     @property
     def done(self) -> bool:
-        return (self.target and self.distinct >= self.target) or time.monotonic() > self.deadline
+        return self.distinct >= self.target
 
     def look(self, world: World, call: str) -> None:
         """Judge every state that a power cut or a kill may leave now."""
         disk, allowed = world.disk, world.allowed()
         if not (disk.is_synced() and disk.is_faithful()):
-            for keep_size in (False, True) if world.failed else (False,):
+            for keep_size, sticky in KILLS if world.failed else KILLS[:1]:
                 clone = disk.clone()
-                clone.keep_size = keep_size
-                key = b"kill%d" % keep_size + clone.digest()
+                clone.keep_size, clone.sticky = keep_size, sticky
+                key = short(b"kill%d%d" % (keep_size, len(sticky)) + clone.digest())
                 self.looked_at += 1
-                if key not in self.outcomes:
-                    self.outcomes[key] = self.recover(clone, world, allowed)
-                self.judge(self.outcomes[key], allowed, world, call + ", kill")
+                outcome = self.known(key)
+                if outcome is None:
+                    outcome = self.learn(key, self.recover(clone, world))
+                self.judge(outcome, allowed, world, call + ", kill")
         digests: dict[bytes, bytes] = {}
         for image in disk.crash_states(self.rng, self.limit, garbage=world.settings.align > 1):
             self.look_at_image(image, world, allowed, call, digests)
 
+    def known(self, key: int) -> bytes | str | None:
+        """What a state recovered to, if it was seen."""
+        number = self.seen.get(key)
+        return self._outcomes[number] if number else None
+
+    def learn(self, key: int, outcome: bytes | str) -> bytes | str:
+        number = self._numbers.get(outcome)
+        if number is None:
+            number = self._numbers[outcome] = len(self._outcomes)
+            self._outcomes.append(outcome)
+        self.seen.put(key, number)
+        self.fresh.append(key)
+        return outcome
+
     def look_at_image(
         self, image: Image, world: World, allowed: set[bytes], call: str, digests: dict[bytes, bytes], nested: int = 1
     ) -> None:
-        key = image_digest(image, digests)
+        key = image_key(image, digests)
         self.looked_at += 1
-        outcome = self.outcomes.get(key)
+        outcome = self.known(key)
         if outcome is None:
-            if nested and self.nested_one_in and self.rng.randrange(self.nested_one_in) == 0:
-                self.crash_inside_recovery(image, world, allowed, call)
-            outcome = self.outcomes[key] = self.recover(SimDisk(image), world, allowed)
+            outcome = self.learn(key, self.recover(SimDisk(image), world))
+            if nested and self.nested_one_in and key % self.nested_one_in == 0:
+                self.crash_inside_recovery(image, world, allowed, call, Random(key))
         self.judge(outcome, allowed, world, call, image)
 
-    def crash_inside_recovery(self, image: Image, world: World, allowed: set[bytes], call: str) -> None:
+    def crash_inside_recovery(self, image: Image, world: World, allowed: set[bytes], call: str, rng: Random) -> None:
         """The power goes again, before each call that recovery makes."""
         disk = SimDisk(image)
 
         def before(op: str, name: str) -> None:
             where = f"{call}, recovery: before {op} {name}"
             digests: dict[bytes, bytes] = {}
-            for state in disk.crash_states(self.rng, self.limit // 3):
+            for state in disk.crash_states(rng, NESTED_STATES):
                 self.look_at_image(state, world, allowed, where, digests, nested=0)
 
         disk.before = before
@@ -134,7 +164,7 @@ class Explorer:
         except Exception as error:
             self.judge(f"{type(error).__name__}: {error}", allowed, world, call, image)
 
-    def recover(self, disk: SimDisk, world: World, allowed: set[bytes]) -> bytes | str:
+    def recover(self, disk: SimDisk, world: World) -> bytes | str:
         """Open, commit one more, lose power at its worst, close and reopen: the prefix found, or what went wrong."""
         try:
             log, held = open_log(disk, world.settings, b"recovery")
@@ -143,7 +173,7 @@ class Explorer:
                 return "a mixture that never was a log"
             if log.head != point.position or log.group != point.groups:
                 return f"head {log.head} and group {log.group}, expected {point.position} and {point.groups}"
-            key = disk.digest()
+            key = short(disk.digest())
             if key in self.continued:
                 return held
             self.continued.add(key)
@@ -151,8 +181,7 @@ class Explorer:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    @staticmethod
-    def go_on(disk: SimDisk, log: Log, held: bytes, point: Point, settings: LogSettings) -> str:
+    def go_on(self, disk: SimDisk, log: Log, held: bytes, point: Point, settings: LogSettings) -> str:
         faithful = disk.is_faithful()
         writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial=1_000)
         more = chain(held, writer.commit(log, [("after", [writer.payload(64), writer.payload(64)])]))
@@ -163,7 +192,7 @@ class Explorer:
         if again.report.cut_bytes and faithful:
             return "what recovery cut off is still there"
         log.close()
-        if not disk.is_synced():
+        if self.stop_syncs and not disk.is_synced():
             return "a clean stop left something unsynced"
         again, found = open_log(disk, settings, b"reopened")
         if found != more or again.report.cut_bytes:
@@ -184,9 +213,14 @@ class Explorer:
         raise Counterexample(f"{outcome}\n  workload {' → '.join(world.done)}\n  at {call}\n  files {sizes}")
 
 
-def image_digest(image: Image, digests: dict[bytes, bytes]) -> bytes:
+def short(data: bytes) -> int:
+    """64 bits of digest: among ten million states, two share one with a probability of 10⁻⁶."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest())
+
+
+def image_key(image: Image, digests: dict[bytes, bytes]) -> int:
     """Of names and contents, the contents of quarantine apart; `digests` remembers contents within one look."""
-    hasher = blake2b(digest_size=16)
+    hasher = blake2b(digest_size=8)
     for name in sorted(image):
         hasher.update(name.encode() + b"\0")
         if not name.startswith("quarantine"):
@@ -195,7 +229,7 @@ def image_digest(image: Image, digests: dict[bytes, bytes]) -> bytes:
             if digest is None:
                 digest = digests[content] = blake2b(content, digest_size=16).digest()
             hasher.update(digest)
-    return hasher.digest()
+    return int.from_bytes(hasher.digest())
 
 
 class World:
@@ -252,7 +286,8 @@ class World:
             self.disk.fault = None
             self.disk.before = None
             self.disk = self.disk.clone()
-            self.disk.keep_size = self.failed and self.rng.random() < 0.5
+            if self.failed:
+                self.disk.keep_size, self.disk.sticky = self.rng.choice(KILLS)
         self.start()
 
     def commit(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str) -> bool:

@@ -1,6 +1,7 @@
 """Faults seeded into the real code: a piece of a function's source is replaced while a test runs.
 
-The piece must be there exactly once, so that a mutant that no longer fits the code says so.
+The piece must be there exactly once, so that a mutant that no longer fits the code says so. `CAUGHT` collects what found each
+mutant, for the list that the run prints.
 """
 
 from __future__ import annotations
@@ -11,6 +12,12 @@ import textwrap
 from typing import Any
 
 import pytest
+
+Piece = tuple[Any, str, str, str]
+"""(owner, function, what is replaced, by what)."""
+
+CAUGHT: dict[str, str] = {}
+"""Mutant → what caught it, in the order of the tests."""
 
 
 def mutate(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, old: str, new: str) -> None:

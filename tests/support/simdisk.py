@@ -8,10 +8,13 @@ Owns: what is in the cache, what is on the platter, what is under way. Promises 
   part before or behind some cut is new. With `garbage` the interrupted 4,096-byte block holds anything, what stood
   there before is gone too (disks for --align 4096).
 - A file's new size may be durable without its data (zeros are read), and data without the size: it is not seen.
-- A truncate is done or undone, on its own. Directory operations are durable in order, per folder: a journal.
+- A truncate is done or undone, on its own.
+- Directory operations that no sync of the folder covers are done or not, each on its own; a rename whose file's creation
+  did not arrive leaves neither name, and what it replaced is gone too. That is more than ext4 and XFS do, whose journals
+  keep the order; the log is held to it all the same. `ordered_names` is such a journal: they arrive in order or not at all.
 - A failed sync: part of the data went to the platter, the pages count as clean, the next sync says OK and writes
   nothing (fsyncgate) until a page is written again. `drop_cache` shows what the platter holds; the size in the
-  kernel's inode may outlive that (`keep_size`).
+  kernel's inode may outlive that (`keep_size`), and so may every page of the files named in `sticky`.
 - A kill leaves everything as it is: go on with the same SimDisk, or with `clone()`.
 """
 
@@ -19,111 +22,30 @@ from __future__ import annotations
 
 import errno as errnos
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import product
 from random import Random
 
-from support.tears import PAGE, SECTOR, Op, apply, contents
+from support.inode import Fault, Inode
+from support.tears import contents
+
+__all__ = ["Fault", "Image", "PowerCut", "SimDisk", "SimFile"]
 
 Image = dict[str, bytes]
 """Names → contents; "folder/" → b"" for a folder."""
+
+
+ALL_SELECTIONS_MAX = 4
+"""Up to so many pending operations in a folder, every selection of them is a state."""
 
 
 class PowerCut(BaseException):
     """The machine is gone. No Exception: nobody may handle it."""
 
 
-@dataclass(slots=True)
-class Fault:
-    """How a call fails: with `errno`, or (errno 0, a write only) by taking just `short` bytes.
-
-    A write that fails takes `short` bytes into the cache first. A sync that fails leaves `reached` of what was
-    pending on the platter: 0.0 nothing, 1.0 all, between: that part of the sectors, from the front; truncates arrive
-    only with `sizes` and when all does.
-    """
-
-    errno: int = errnos.EIO
-    short: int = 0
-    reached: float = 0.0
-    sizes: bool = True
-
-
-class Inode:
-    """A file's cache and platter. `pending`: operations in order that are not durable yet."""
-
-    __slots__ = ("cache", "lost", "number", "pending", "platter")
-
-    def __init__(self, number: int, content: bytes = b"") -> None:
-        self.number = number
-        self.cache = bytearray(content)
-        self.platter = content
-        self.pending: list[Op] = []
-        self.lost = False
-        """True once the cache may hold clean pages that the platter does not."""
-
-    def clone(self) -> Inode:
-        other = Inode.__new__(Inode)
-        other.number, other.cache, other.platter = self.number, bytearray(self.cache), self.platter
-        other.pending, other.lost = list(self.pending), self.lost
-        return other
-
-    def write(self, offset: int, data: bytes) -> None:
-        cache = self.cache
-        size, stop = len(cache), offset + len(data)
-        if offset > size:
-            cache.extend(bytes(offset - size))
-        cache[offset:stop] = data
-        if self.lost:
-            # A page that is written again goes to the platter whole, with what the cache holds around the new bytes.
-            start = offset // PAGE * PAGE
-            end = -(-stop // PAGE) * PAGE
-            page = bytes(cache[start:end])
-            data = page.ljust(min(end, max(len(self.platter), len(cache))) - start, b"\0")
-            offset = start
-        self.pending.append((offset, data))
-
-    def truncate(self, size: int) -> None:
-        if size < len(self.cache):
-            del self.cache[size:]
-        else:
-            self.cache.extend(bytes(size - len(self.cache)))
-        self.pending.append((size, b""))
-
-    def sync(self) -> None:
-        if self.pending:
-            self.platter = apply(self.platter, self.pending) if self.lost else bytes(self.cache)
-            self.pending = []
-            self.lost = self.lost and self.cache != self.platter
-
-    def fail_sync(self, reached: float, sizes: bool) -> None:
-        """Part of the data arrives, all of it counts as clean."""
-        if not self.pending:
-            return
-        if reached >= 1:
-            kept = [op for op in self.pending if op[1] or sizes]
-        else:
-            kept = []
-            for offset, data in self.pending if reached > 0 else ():
-                cut = (offset + int(len(data) * reached)) // SECTOR * SECTOR - offset
-                if data and cut > 0:
-                    kept.append((offset, data[:cut]))
-        self.platter = apply(self.platter, kept)
-        self.pending = []
-        self.lost = True
-
-    def drop(self, keep_size: bool) -> None:
-        if not self.lost:
-            return
-        size = len(self.cache)
-        self.cache = bytearray(apply(self.platter, self.pending))
-        if keep_size:
-            if size < len(self.cache):
-                del self.cache[size:]
-            else:
-                self.cache.extend(bytes(size - len(self.cache)))
-        self.lost = self.cache != apply(self.platter, self.pending)
+NameOp = tuple[str, str, str, Inode]
+"""(operation, name, new name, the file it is about; a folder has an empty one)"""
 
 
 class SimFile:
@@ -189,7 +111,7 @@ class SimFile:
         disk = self._disk
         fault = disk.begin(op, self.name, 0, b"")
         if fault is not None:
-            self.inode.fail_sync(fault.reached, fault.sizes)
+            self.inode.fail_sync(fault)
             raise OSError(fault.errno, os.strerror(fault.errno), self.name)
         self.inode.sync()
         if disk.cut_at is not None:
@@ -209,7 +131,8 @@ class SimFile:
         disk = self._disk
         if disk.dead:
             raise PowerCut
-        self.inode.drop(disk.keep_size)
+        if self.inode is not disk.sticky_inode(self.name):
+            self.inode.drop(disk.keep_size)
 
     def close(self) -> None:
         self._closed = True
@@ -222,8 +145,17 @@ class SimDisk:
     `fault(op, name)` may return a Fault for a call. `cut_at`: the power goes in the n-th changing call from now.
     """
 
-    def __init__(self, image: Image | None = None, *, keep_size: bool = False) -> None:
+    def __init__(
+        self,
+        image: Image | None = None,
+        *,
+        keep_size: bool = False,
+        sticky: Sequence[str] = (),
+        ordered_names: bool = False,
+    ) -> None:
         self.keep_size = keep_size
+        self.sticky = sticky
+        self.ordered_names = ordered_names
         self.before: Callable[[str, str], None] | None = None
         self.fault: Callable[[str, str], Fault | None] | None = None
         self.cut_at: int | None = None
@@ -241,7 +173,7 @@ class SimDisk:
                 self._files[name] = Inode(self._inodes, content)
         self._durable_files = dict(self._files)
         self._durable_folders = set(self._folders)
-        self._pending: dict[str, list[tuple[str, str, str, Inode | None]]] = {}
+        self._pending: dict[str, list[NameOp]] = {}
 
     # ---- the calls of Disk ----
 
@@ -280,18 +212,18 @@ class SimDisk:
         folder = self._folder_of(new)
         if folder != self._folder_of(old):
             raise NotImplementedError("a rename between folders")
-        self._files[new] = self._find(old)
+        inode = self._files[new] = self._find(old)
         if old != new:
             del self._files[old]
-        self._pending.setdefault(folder, []).append(("rename", old, new, None))
+        self._pending.setdefault(folder, []).append(("rename", old, new, inode))
         if self.cut_at is not None:
             self.end()
 
     def unlink(self, name: str) -> None:
         self.begin_or_raise("unlink", name)
-        self._find(name)
+        inode = self._find(name)
         del self._files[name]
-        self._pending.setdefault(self._folder_of(name), []).append(("unlink", name, "", None))
+        self._pending.setdefault(self._folder_of(name), []).append(("unlink", name, "", inode))
         if self.cut_at is not None:
             self.end()
 
@@ -300,7 +232,7 @@ class SimDisk:
         if name in self._folders or name in self._files:
             raise FileExistsError(errnos.EEXIST, os.strerror(errnos.EEXIST), name)
         self._folders.add(name)
-        self._pending.setdefault("", []).append(("make_folder", name, "", None))
+        self._pending.setdefault("", []).append(("make_folder", name, "", Inode(0)))
         if self.cut_at is not None:
             self.end()
 
@@ -320,6 +252,10 @@ class SimDisk:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def sticky_inode(self, name: str) -> Inode | None:
+        """The file of this name, if its pages outlive `drop_cache`."""
+        return self._files.get(name) if name in self.sticky else None
 
     def _find(self, name: str) -> Inode:
         inode = self._files.get(name)
@@ -363,7 +299,7 @@ class SimDisk:
 
     def clone(self) -> SimDisk:
         """The same cache and platter, no hooks: what a killed process leaves behind."""
-        other = SimDisk(keep_size=self.keep_size)
+        other = SimDisk(keep_size=self.keep_size, sticky=self.sticky, ordered_names=self.ordered_names)
         copies: dict[int, Inode] = {}
 
         def copy(inode: Inode) -> Inode:
@@ -378,7 +314,7 @@ class SimDisk:
         other._durable_files = {name: copy(inode) for name, inode in self._durable_files.items()}
         other._durable_folders = set(self._durable_folders)
         other._pending = {
-            folder: [(op, a, b, copy(inode) if inode else None) for op, a, b, inode in pending]
+            folder: [(op, a, b, copy(inode)) for op, a, b, inode in pending]
             for folder, pending in self._pending.items()
         }
         return other
@@ -398,8 +334,12 @@ class SimDisk:
         }
 
     def is_synced(self) -> bool:
-        """True when nothing is under way: what the kernel was told to make durable is, as far as it knows."""
-        return not self._pending and not any(inode.pending for inode in self._files.values())
+        """True when nothing is under way: what the kernel was told to make durable is, as far as it knows.
+
+        Quarantine apart: a copy that a kill interrupted is made again under another name.
+        """
+        pending = any(inode.pending for name, inode in self._files.items() if not name.startswith("quarantine/"))
+        return not self._pending and not pending
 
     def is_faithful(self) -> bool:
         """True when the cache shows what the platter holds, or will."""
@@ -471,27 +411,47 @@ class SimDisk:
             yield build(rng.randrange(len(namespaces)), mixed)
 
     def _namespaces(self) -> list[tuple[dict[str, Inode], set[str]]]:
-        """Every prefix of each folder's pending operations, durable first, all done last."""
+        """Every selection of each folder's pending operations: nothing done first, all done last."""
         spaces = []
-        folders = list(self._pending)
-        for lengths in product(*(range(len(self._pending[folder]) + 1) for folder in folders)):
+        selections = {folder: self._selections(pending) for folder, pending in self._pending.items()}
+        for chosen in product(*selections.values()):
             files, made = dict(self._durable_files), set(self._durable_folders)
-            for folder, length in sorted(zip(folders, lengths, strict=True)):
+            for folder, ops in sorted(zip(selections, chosen, strict=True)):
                 if not folder or folder in made:
-                    _replay(self._pending[folder][:length], files, made)
+                    _replay(ops, files, made)
             files = {name: inode for name, inode in files.items() if "/" not in name or name.split("/")[0] in made}
             spaces.append((files, made))
         return spaces
 
-
-def _replay(ops: list[tuple[str, str, str, Inode | None]], files: dict[str, Inode], folders: set[str]) -> None:
-    for op, name, new, inode in ops:
-        if op == "create":
-            assert inode is not None
-            files[name] = inode
-        elif op == "rename":
-            files[new] = files.pop(name)
-        elif op == "unlink":
-            del files[name]
+    def _selections(self, pending: list[NameOp]) -> list[list[NameOp]]:
+        prefixes = [pending[:length] for length in range(len(pending) + 1)]
+        if self.ordered_names or len(pending) < 2:
+            return prefixes
+        middle: list[list[NameOp]] = []
+        if len(pending) <= ALL_SELECTIONS_MAX:
+            for bits in product((False, True), repeat=len(pending)):
+                middle.append([op for op, done in zip(pending, bits, strict=True) if done])
         else:
+            middle += prefixes + [[op] for op in pending]
+            middle += [pending[:skipped] + pending[skipped + 1 :] for skipped in range(len(pending))]
+        return [[], *(ops for ops in middle if 0 < len(ops) < len(pending)), pending]
+
+
+def _replay(ops: list[NameOp], files: dict[str, Inode], folders: set[str]) -> None:
+    """What some of the operations, in their order, make of the names."""
+    there = {id(inode) for inode in files.values()}
+    for op, name, new, inode in ops:
+        if op == "make_folder":
             folders.add(name)
+            continue
+        if op == "create":
+            there.add(id(inode))
+            files[name] = inode
+            continue
+        if files.get(name) is inode:
+            del files[name]
+        if op == "rename":
+            if id(inode) in there:
+                files[new] = inode
+            else:
+                files.pop(new, None)  # the name leads to a file that never came to be

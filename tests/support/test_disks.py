@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 from support.faults import FaultyDisk, Killed, Plan
-from support.simdisk import Fault, PowerCut, SimDisk
+from support.simdisk import ALL_SELECTIONS_MAX, Fault, PowerCut, SimDisk
 from tidelog_broker.disk import Disk, RealDisk
 
 
@@ -141,13 +141,38 @@ def test_synced_file_without_a_synced_folder_is_not_there() -> None:
     assert states(disk) == {(("a", b"x"),)}
 
 
-def test_directory_operations_are_durable_in_order() -> None:
-    disk = SimDisk({"old": b"o"})
-    disk.create("spare")
-    disk.rename("spare", "new")
-    disk.unlink("old")
-    names = {tuple(name for name, _ in state) for state in states(disk)}
-    assert names == {("old",), ("old", "spare"), ("new", "old"), ("new",)}
+def test_directory_operations_may_each_be_done_or_not_unless_names_are_ordered() -> None:
+    found = {}
+    for ordered in (False, True):
+        disk = SimDisk({"old": b"o"}, ordered_names=ordered)
+        disk.create("spare")
+        disk.rename("spare", "new")
+        disk.unlink("old")
+        found[ordered] = {tuple(name for name, _ in state) for state in states(disk)}
+    assert found[True] == {("old",), ("old", "spare"), ("new", "old"), ("new",)}
+    assert found[False] == found[True] | {("spare",), ()}
+
+
+def test_rename_of_a_file_whose_creation_is_not_durable_may_leave_neither_name() -> None:
+    disk = SimDisk({"marks": b"old"})
+    disk.create("marks.tmp")
+    disk.rename("marks.tmp", "marks")
+    assert () in states(disk)
+    disk = SimDisk({"marks": b"old"})
+    disk.create("marks.tmp")
+    disk.sync_folder()
+    disk.rename("marks.tmp", "marks")
+    assert states(disk) == {(("marks", b""),), (("marks", b"old"), ("marks.tmp", b""))}
+
+
+def test_of_many_directory_operations_each_alone_all_but_one_and_all_up_to_one_may_be_done() -> None:
+    disk = SimDisk()
+    names = [f"{number}" for number in range(ALL_SELECTIONS_MAX + 2)]
+    for name in names:
+        disk.create(name)
+    found = {tuple(sorted(name for name, _ in state)) for state in states(disk)}
+    for place, name in enumerate(names):
+        assert {(name,), tuple(names[:place]), tuple(names[:place] + names[place + 1 :])} <= found
 
 
 def test_unsynced_write_may_be_absent_whole_torn_reordered_or_a_hole() -> None:
@@ -164,6 +189,44 @@ def test_unsynced_write_may_be_absent_whole_torn_reordered_or_a_hole() -> None:
     assert all(state[:500] == b"o" * 500 for state in found)
     file.datasync()
     assert states(disk) == {(("a", b"o" * 500 + b"n" * 1_036),)}
+
+
+OLD, STALE, NEW = b"o" * 1_024, b"s" * 512, b"n" * 1_536
+"""A file holds OLD + STALE; STALE is cut off, then NEW is written behind OLD, and nothing is synced."""
+KINDS: dict[str, Callable[[bytes], object]] = {
+    "absent": lambda tail: tail == STALE,
+    "cut off, not written": lambda tail: tail == b"",
+    "whole": lambda tail: tail == NEW,
+    "a prefix": lambda tail: tail == NEW[:512],
+    "reordered, the last sector without those before": lambda tail: tail == bytes(1_024) + NEW[:512],
+    "a hole of zeros": lambda tail: tail == NEW[:512] + bytes(512) + NEW[:512],
+    "the size without the data": lambda tail: tail == bytes(1_536),
+    "torn inside its first sector": lambda tail: tail == NEW[: len(tail)] and 0 < len(tail) < 512,
+    "torn inside a later sector": lambda tail: tail == NEW[: len(tail)] and len(tail) % 512,
+    "torn, only the end of a sector is new": lambda tail: tail.endswith(b"\0n") or b"\0" * 8 + NEW[:9] in tail[1_025:],
+    "old bytes behind new ones": lambda tail: tail.startswith(b"n") and b"s" in tail,
+    "new bytes behind old ones": lambda tail: tail.startswith(b"s") and b"n" in tail,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_state_that_an_unsynced_write_may_leave_is_made(kind: str) -> None:
+    disk = SimDisk({"a": OLD + STALE})
+    file = disk.open("a", writable=True)
+    file.truncate(len(OLD))
+    file.write(len(OLD), NEW)
+    tails = {image["a"].removeprefix(OLD) for seed in range(40) for image in disk.crash_states(Random(seed), 1_000)}
+    assert any(KINDS[kind](tail) for tail in tails)
+
+
+def test_a_few_states_are_enough_to_show_all_undone_all_done_and_what_is_between() -> None:
+    disk = SimDisk({"a": OLD})
+    disk.open("a", writable=True).write(512, b"n" * 5_000)
+    disk.create("b")
+    found = [image for image in disk.crash_states(Random(1), 24)]
+    assert {"a": OLD} in found
+    assert {"a": OLD[:512] + b"n" * 5_000, "b": b""} in found
+    assert 24 >= len(found) > len({tuple(image.items()) for image in found}) // 2 > 6
 
 
 def test_unsynced_truncate_may_be_undone() -> None:
@@ -197,6 +260,49 @@ def test_after_a_failed_sync_the_cache_lies_until_it_is_dropped() -> None:
     file.datasync()
     file.drop_cache()
     assert file.read(0, 3) == b"new"
+
+
+def test_sync_that_fails_midway_may_leave_a_torn_sector_that_only_the_cache_has_whole() -> None:
+    for torn, reached in ((False, b"o" * 200), (True, b"n" * 50 + b"o" * 150)):
+        disk = SimDisk({"a": b"o" * 200})
+        file = disk.open("a", writable=True)
+        file.write(0, b"n" * 100)
+        disk.fault = lambda op, name, torn=torn: Fault(reached=0.5, torn=torn)
+        with pytest.raises(OSError):
+            file.sync()
+        disk.fault = None
+        assert states(disk) == {(("a", reached),)}
+        assert file.read(0, 100) == b"n" * 100
+        assert disk.is_synced()
+        assert not disk.is_faithful()
+
+
+def test_sticky_pages_outlive_a_dropped_cache() -> None:
+    disk = SimDisk({"a": b"old", "b": b"old"}, sticky=("a",))
+    disk.fault = lambda op, name: Fault() if op == "sync" else None
+    for name in ("a", "b"):
+        file = disk.open(name, writable=True)
+        file.write(0, b"new")
+        with pytest.raises(OSError):
+            file.sync()
+    disk.fault = None
+    twin = disk.clone()
+    for name, content in (("a", b"new"), ("b", b"old")):
+        file = twin.open(name)
+        file.drop_cache()
+        assert file.read(0, 3) == content
+
+
+def test_failed_sync_of_a_folder_keeps_its_operations_under_way() -> None:
+    disk = SimDisk()
+    disk.create("a")
+    disk.fault = lambda op, name: Fault()
+    with pytest.raises(OSError):
+        disk.sync_folder()
+    disk.fault = None
+    assert states(disk) == {(), (("a", b""),)}
+    disk.sync_folder()
+    assert states(disk) == {(("a", b""),)}
 
 
 def test_dropped_cache_shows_the_platter_and_the_size_of_either() -> None:

@@ -1,14 +1,15 @@
 """What is done to a log while its crash states are looked at: single operations, and the sequences of them.
 
-Each operation takes a World and leaves it with an open log, unless a call failed that ends the process; `explore` runs
-all sequences of up to two operations and then seeded ones of three to six.
+Each operation takes a World and leaves it with an open log, unless a call failed that ends the process. `workloads` has the
+sequences: all of up to two operations, all of three of CORE, and then seeded ones of three to six for ever.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from random import Random
 
 from support.crashes import ALIGNED, SEGMENT_DIGIT, SMALL, STRICT, Counterexample, Explorer, Operation, World
@@ -178,7 +179,7 @@ def _failed_sync(reached: float, power: bool, size: int = 900) -> Operation:
 
 
 def _failed_mark(world: World) -> None:
-    world.fail("datasync", Fault(reached=world.rng.choice([0.0, 1.0])), name="marks")
+    world.fail("datasync", world.rng.choice([Fault(), Fault(reached=1.0), Fault(reached=0.5, torn=True)]), name="marks")
     if not world.stop_on_failure(world.log.mark):
         world.restart(world.rng.random() < 0.3)
 
@@ -201,27 +202,38 @@ def _kill(world: World) -> None:
 
 def _power(world: World) -> None:
     """The power goes at some call of a commit."""
-    world.disk.cut_at = world.rng.randrange(1, 4)
+    operation = world.rng.choice([_appends, _roll])
+    _crash(world, world.rng.randrange(1, 4), lambda: operation(world))
+    world.restart(power=True)
+
+
+def _crash_in_recovery(world: World) -> None:
+    """The power goes at some call of a commit, and then the power or the process at some call of recovery."""
+    _crash(world, world.rng.randrange(1, 4), lambda: _large(world))
+    states = list(world.disk.crash_states(world.rng, 16, garbage=world.settings.align > 1))
+    world.disk = SimDisk(world.rng.choice(states))
+    _crash(world, world.rng.randrange(1, 16), world.start)
+    world.restart(power=world.rng.random() < 0.5)
+
+
+def _crash(world: World, call: int, what: Callable[[], object]) -> None:
+    """Everything stands still behind the n-th changing call of `what`, if it makes so many."""
+    world.disk.cut_at = call
     try:
-        if world.rng.random() < 0.5:
-            _appends(world)
-        else:
-            _roll(world)
+        what()
     except PowerCut:
         pass
     world.disk.dead, world.disk.cut_at = False, None
-    world.restart(power=True)
 
 
 def _kill_midway(world: World) -> None:
     """A kill at some call of a commit: the cache stays."""
-    world.disk.cut_at = world.rng.randrange(1, 6)
-    try:
+
+    def commits() -> None:
         _large(world)
         _roll(world)
-    except PowerCut:
-        pass
-    world.disk.dead, world.disk.cut_at = False, None
+
+    _crash(world, world.rng.randrange(1, 6), commits)
     world.restart(power=False)
 
 
@@ -276,40 +288,92 @@ OPERATIONS: dict[str, Operation] = {
     "no room midway": _enospc_midway,
     "short, rolling": _short_roll,
     "a sync fails": _failed_anything,
+    "crash in recovery": _crash_in_recovery,
 }
+CORE = [
+    "small",
+    "large",
+    "streams",
+    "control",
+    "roll",
+    "prepare",
+    "mark",
+    "no room midway",
+    "short, sync fails",
+    "sync fails, nothing written",
+    "sync fails, all written",
+    "sync fails, half of large written",
+    "stop",
+    "crash in recovery",
+]
+"""Of these, all sequences of three are run: one of each kind of thing that happens to a log."""
 
 
-def workloads(seed: int, settings: LogSettings = SMALL) -> Iterator[tuple[LogSettings, tuple[str, ...], int]]:
-    """(settings, operations, the first to look at): all of up to two, then seeded ones of three to six, for ever."""
-    for first in (settings, ALIGNED, STRICT):
-        yield first, (), -1
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Operations in their order; the states from operation number `first` on are looked at (-1: those of creation too).
+
+    At most `limit` states at a point: where there are more, each single deviation and then chance decide.
+    """
+
+    seed: int
+    settings: LogSettings
+    operations: tuple[str, ...]
+    first: int
+    limit: int = 24
+
+
+def short_workloads(seed: int, settings: LogSettings = SMALL) -> Iterator[Workload]:
+    """All sequences of up to two operations and all of three of CORE; what comes before the last one was looked at before."""
+    for its_settings in (settings, ALIGNED, STRICT):
+        yield Workload(seed, its_settings, (), -1, 1_000)
     names = list(OPERATIONS)
-    for length in (1, 2):
-        for sequence in itertools.product(names, repeat=length):
-            yield settings, sequence, length - 1
+    for length, alphabet, limit in ((1, names, 200), (2, names, 24), (3, CORE, 16)):
+        for sequence in itertools.product(alphabet, repeat=length):
+            seed += 1
+            yield Workload(seed, settings, sequence, length - 1, limit)
+    for its_settings in (ALIGNED, STRICT):
+        for pair in itertools.product(CORE, repeat=2):
+            seed += 1
+            yield Workload(seed, its_settings, pair, 1, 16)
+
+
+SHORT_WORKLOADS = 3 + len(OPERATIONS) + len(OPERATIONS) ** 2 + len(CORE) ** 3 + 2 * len(CORE) ** 2
+
+
+def workloads(seed: int, settings: LogSettings = SMALL) -> Iterator[Workload]:
+    """The short ones, then seeded ones of three to six operations, for ever."""
+    yield from short_workloads(seed, settings)
     rng = Random(seed)
-    while True:
-        settings = rng.choice([SMALL, SMALL, SMALL, STRICT, ALIGNED])
+    names = list(OPERATIONS)
+    for number in itertools.count(SHORT_WORKLOADS):
+        its_settings = rng.choice([SMALL, SMALL, SMALL, STRICT, ALIGNED])
         length = rng.choice([3, 3, 4, 5, 6])
-        yield settings, tuple(rng.choices(names, k=length)), 1
+        first = 2 if its_settings is SMALL else 1
+        yield Workload(seed + number, its_settings, tuple(rng.choices(names, k=length)), first)
 
 
 def explore(explorer: Explorer, seed: int, settings: LogSettings = SMALL) -> None:
     """Workloads until the explorer has enough. Raises Counterexample."""
-    for number, (its_settings, sequence, first) in enumerate(workloads(seed, settings)):
+    for workload in workloads(seed, settings):
         if explorer.done:
             return
-        run_workload(explorer, its_settings, sequence, first, seed + number)
+        run_workload(explorer, workload)
 
 
-def run_workload(explorer: Explorer, settings: LogSettings, sequence: Sequence[str], first: int, seed: int) -> None:
+def run_workload(explorer: Explorer, workload: Workload) -> None:
+    """Raises Counterexample."""
+    seed, settings = workload.seed, workload.settings
     explorer.rng = Random(seed)
     explorer.workloads += 1
     world = World(explorer, settings, seed)
+    limit, explorer.limit = explorer.limit, min(explorer.limit, workload.limit)
     try:
-        world.run([(name, OPERATIONS[name]) for name in sequence], first)
+        world.run([(name, OPERATIONS[name]) for name in workload.operations], workload.first)
     except Counterexample as error:
         error.add_note(f"seed {seed}, settings {settings}")
         raise
     except Exception as error:
         raise Counterexample(f"{type(error).__name__}: {error}\n  workload {world.done}, seed {seed}") from error
+    finally:
+        explorer.limit = limit
