@@ -57,9 +57,12 @@ def look(disk: RealDisk, until: int | None = None) -> Survey:
 )
 @click.option("--endpoint", metavar="ENDPOINT", help="The running broker.  [default: as for `tidelog read`]")
 @click.option("--timeout", type=click.FloatRange(0, 1e9), metavar="SECONDS", help="End waiting for the broker's check.")
+@click.option("--beside", is_flag=True, hidden=True)
 @click.option("--until", type=click.IntRange(0, 2**63 - 1), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def verify(data: str | None, endpoint: str | None, timeout: float | None, until: int | None, as_json: bool) -> int:
+def verify(
+    data: str | None, endpoint: str | None, timeout: float | None, beside: bool, until: int | None, as_json: bool
+) -> int:
     """Read a whole log, check every byte that counts, change nothing.
 
     Exit code 0: healthy; 1: a torn tail that a start would cut; 65: damaged.
@@ -67,9 +70,9 @@ def verify(data: str | None, endpoint: str | None, timeout: float | None, until:
     if data is None:
         found = ask(endpoint, timeout)
     else:
-        if until is not None:
-            os.nice(10)  # a running broker's child
-        with opened(data, alone=until is None) as disk:
+        if beside:
+            os.nice(10)  # the child of a running broker, which has the lock
+        with opened(data, alone=not beside) as disk:
             found = look(disk, until).as_dict()
     put(text.as_json(found) if as_json else text.survey(found))
     from .verify import EXIT_CODES

@@ -61,6 +61,9 @@ class Disk(Protocol):
         ...
 
 
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 def synced(sync: Callable[[int], None], descriptor: int) -> None:
     """Call a sync, any error of which is EIO: one that says "no room" lost what a write had taken. Raises OSError."""
     try:
@@ -150,10 +153,18 @@ class RealDisk:
         return None
 
     def names(self, folder: str = "") -> list[str]:
+        if not folder:
+            return sorted(os.listdir(self._directory))
         try:
-            return sorted(os.listdir(self.path / folder))
+            descriptor = os.open(folder, FOLDER, dir_fd=self._directory)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise OSError(error.errno, f"{folder} must be a directory, and no link to one: move it away") from error
+        try:
+            return sorted(os.listdir(descriptor))
+        finally:
+            os.close(descriptor)
 
     def create(self, name: str) -> RealFile:
         return RealFile(name, self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
@@ -177,7 +188,7 @@ class RealDisk:
         if not folder:
             synced(os.fsync, self._directory)
             return
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        descriptor = os.open(folder, FOLDER, dir_fd=self._directory)
         try:
             synced(os.fsync, descriptor)
         finally:

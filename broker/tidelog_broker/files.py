@@ -139,7 +139,7 @@ class LogFiles:
         """
         log = cls(disk, settings, _no_random)
         log.read_only = True
-        log._marks = Marks(disk, b"", [], False)
+        log._marks = Marks(disk, b"", [], True)
         try:
             log._inspect(replay, until)
         except CorruptLog as error:
@@ -153,7 +153,11 @@ class LogFiles:
         segments = self._list()
         if segments is None:
             raise InvalidHeader("there is no log in this directory")
-        marks = self._read_marks(segments, settle=until is None)
+        try:
+            marks = self._read_marks(segments, settle=until is None)
+        except OSError as error:
+            self._io_error(error)
+            marks = self._marks
         if not segments:
             marks.creation_or_damage()
             return
@@ -164,18 +168,22 @@ class LogFiles:
             bad_marks = error  # told at the end: the groups are read all the same
         try:
             reader = self._judge(segments, replay, until)
+            if until is None:
+                self.tail = reader.tail(marks.good, {})
         except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            self.unreadable = True
-            at = self.whole
-            raise damage(at.segment, at.offset, self._chain, f"the device can't be read: {error}") from error
-        if until is None:
-            self.tail = reader.tail(marks.good, {})
-        elif self.whole.group < until:
+            raise self._io_error(error) from error
+        if until is not None and self.whole.group < until:
             raise reader.damage(f"group {until} was durable, the last good one is {self.whole.group}")
         if bad_marks:
             raise bad_marks
+
+    def _io_error(self, error: OSError) -> CorruptLog:
+        """An I/O error is a hole like others, but one that may go away. Raises every other error again."""
+        if error.errno != errno.EIO:
+            raise error
+        self.unreadable = True
+        at = self.whole
+        return damage(at.segment, at.offset, self._chain, f"the device can't be read: {error}")
 
     def _list(self) -> list[str] | None:
         """The segments' names in order; None when there is nothing yet. Raises InvalidHeader for what is not ours."""
@@ -206,9 +214,13 @@ class LogFiles:
             try:
                 file.sync()
                 file.drop_cache()
+            except OSError:
+                if not self.read_only:
+                    raise
             finally:
                 file.close()
-        self._disk.sync_folder()
+        if not self.read_only:
+            self._disk.sync_folder()
 
     def _judge(self, segments: list[str], replay: Replay, until: int | None = None) -> SegmentReader:
         """Read all groups, at most to number `until`; the reader of the last segment. Raises CorruptLog."""
@@ -241,7 +253,7 @@ class LogFiles:
         if header.log_id != self._marks.log_id:
             raise damage(name, 0, chain, "it belongs to another log than the marks")
         self._keep(header, file)
-        reader = SegmentReader(header, file.read, size, chain)
+        reader = SegmentReader(header, file.read, size, chain, patient=self.read_only)
         self.whole = Whole(name, reader.offset, chain.group, chain.position)
         reader.begins_as_marked(self._marks.good)
         for group in reader.groups():

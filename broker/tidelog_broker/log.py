@@ -8,10 +8,20 @@ FORMAT.md has the bytes, DURABILITY.md the argument. Must not import zmq, thread
 from __future__ import annotations
 
 from typing import NamedTuple
+from zlib import crc32
 
-from tidelog.errors import CorruptLog, StorageFull
+from tidelog.batch import CONTROL, HEADER_BYTES
+from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
+from tidelog.wire import CRC_RESIDUE
 
-from .core.format import GROUP_HEADER_BYTES, SEGMENT_HEADER_BYTES, pack_group_header, pack_seal
+from .core.format import (
+    GROUP_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    SegmentHeader,
+    authentic_header,
+    pack_group_header,
+    pack_seal,
+)
 from .files import SPARE, LogSettings, Report
 from .opening import ROOM_ERRORS, ZEROS, FailStop, OpenFiles
 
@@ -226,6 +236,27 @@ class Log(OpenFiles):
         if len(data) < count:
             raise self.rot(ordinal, offset, f"it ends before offset {offset + count}")
         return data
+
+    def is_between(self, ordinal: int, offset: int, data: memoryview) -> bool:
+        """Whether the bytes at a place are what may stand between two event batches: padding, group headers, control batches."""
+        raw, at = bytes(data), 0
+        try:
+            header = SegmentHeader.unpack(self.read(ordinal, 0, SEGMENT_HEADER_BYTES), self._names[ordinal])
+        except (CorruptLog, InvalidHeader):
+            return False
+        while at < len(raw):
+            if raw[at] == CONTROL:
+                length = int.from_bytes(raw[at + 4 : at + 8], "little")
+                if length < HEADER_BYTES or crc32(raw[at : at + length]) != CRC_RESIDUE:
+                    return False
+                at += length
+            elif raw[at]:
+                if authentic_header(raw, at, header.key, ordinal, offset + at) is None:
+                    return False
+                at += GROUP_HEADER_BYTES
+            else:
+                at = len(raw) - len(raw[at:].lstrip(b"\0"))
+        return True
 
     def rot(self, ordinal: int, offset: int, why: str) -> CorruptLog:
         """Stored bytes that were good when the log was opened, or written, and are not now."""

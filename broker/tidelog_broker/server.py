@@ -65,6 +65,7 @@ class Server:
         self._started_ns = time.monotonic_ns()
         self._verification = Verification(config.data)
         self._rot = ""
+        self._rots = self._rots_judged = 0
         identity = Identity(store.log.log_id, os.urandom(16), VERSION, config.heartbeat_ms)
         self.broker = Broker(
             identity,
@@ -250,15 +251,19 @@ class Server:
             return 0
         try:
             if checked:
-                self.store.check(extents)
-            pieces = list(self.store.read(extents))
+                stored, between = self.store.checked(extents)
+                if between is not None:
+                    self._rotten(between)
+            else:
+                pieces = list(self.store.read(extents))
+                stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         except CorruptLog as error:
             self._rotten(error)
             self.broker.say(peer, (reply[0], error.code, error.text, error.facts))
-            return 0
-        stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return ANSWER_BYTES_MAX
         self._send(peer, [reply], stored)
-        return len(stored)
+        # A checked page costs as much as many others: it ends this turn.
+        return ANSWER_BYTES_MAX if checked else len(stored)
 
     # -- time
 
@@ -395,24 +400,26 @@ class Server:
 
     def _rotten(self, error: CorruptLog) -> None:
         """Say it once and remember it for health; nothing else stops."""
+        self._rots += 1
         if not self._rot:
             self._rot = f"damage found: {error.text}"
             print(f"tidelog: {self._rot}; `tidelog verify` tells how much", file=sys.stderr, flush=True)
 
     def _verify(self, begin: bool) -> tuple[str, dict[str, Any] | None]:
         """VERIFY: begin a check of the log as it is now, or tell how the last one ended."""
-        if begin:
-            self._verification.begin(self.store.log.group)
         self._verified()
+        if begin and self._verification.begin(None if self.store.log.read_only else self.store.log.group):
+            self._rots_judged = self._rots
         return self._verification.state()
 
     def _verified(self) -> None:
-        """Take a finished check into account: it is the last word on what reads have met."""
+        """Take a finished check into account: it is the last word on what reads had met when it began."""
         report = self._verification.poll()
         if report is None:
             return
         if report["damage"] is None:
-            self._rot = ""
+            if self._rots == self._rots_judged:
+                self._rot = ""
         else:
             self._rotten(CorruptLog(report["damage"]["proof"], report["damage"]["segment"], report["damage"]["offset"]))
 

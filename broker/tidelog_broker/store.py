@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from zlib import crc32
 
-from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, INCOMPLETE, Batch, Incomplete, read_batch
+from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
 from tidelog.errors import CorruptLog, InvalidHeader
+from tidelog.wire import CRC_RESIDUE
 
 from .core.appender import Appender
 from .core.idwindow import generations
@@ -130,26 +132,36 @@ class Store:
         except CorruptLog:
             raise self.log.rot(ordinal, offset, f"position {self.index.positions[number]} can't be read") from None
 
-    def check(self, extents: list[tuple[int, int, int]]) -> None:
-        """Check every batch in a page's extents. Raises CorruptLog with the segment and the offset of the first bad one."""
+    def checked(self, extents: list[tuple[int, int, int]]) -> tuple[bytes, CorruptLog | None]:
+        """The batches of a page, each looked at, and what is wrong between them (they can be read all the same).
+
+        Raises CorruptLog with the segment and the offset of the first bad batch.
+        """
         index = self.index
+        parts: list[memoryview] = []
+        between: CorruptLog | None = None
         for ordinal, offset, size in extents:
-            data = self.log.read(ordinal, offset, size)
+            data = memoryview(self.log.read(ordinal, offset, size))
             first = ordinal << PLACE_SHIFT | offset
-            at = bisect_left(index.places, first)
+            at, edge = bisect_left(index.places, first), 0
             while at < len(index.places) and index.places[at] < first + size:
-                place, length = index.places[at], index.lengths[at]
-                try:
-                    batch = read_batch(data[place - first : place - first + length])
-                except CorruptLog:
-                    batch = INCOMPLETE
+                start, length = index.places[at] - first, index.lengths[at]
+                piece = data[start : start + length]
+                header = HEADER.unpack_from(piece)
                 # The right checksum at the wrong place would be a write that went astray.
-                if isinstance(batch, Incomplete) or (batch.first_position, batch.length) != (
-                    index.positions[at],
-                    length,
+                is_it = (header[0], header[4], header[9]) == (EVENTS, length, index.positions[at])
+                if not is_it or crc32(piece) != CRC_RESIDUE:
+                    raise self.log.rot(ordinal, offset + start, f"position {index.positions[at]} can't be read")
+                if (
+                    start > edge
+                    and between is None
+                    and not self.log.is_between(ordinal, offset + edge, data[edge:start])
                 ):
-                    raise self.log.rot(ordinal, place & OFFSET_MASK, f"position {index.positions[at]} can't be read")
+                    between = self.log.rot(ordinal, offset + edge, "no group header stands between its batches")
+                parts.append(piece)
+                edge = start + length
                 at += 1
+        return b"".join(parts), between
 
     def _whole(self, batch: Batch | Incomplete, place: int) -> Batch:
         if isinstance(batch, Incomplete):

@@ -97,7 +97,7 @@ def survey(disk: Disk, settings: LogSettings, until: int | None = None) -> Surve
         found.first_position, found.head = store.index.first_position, store.index.head
         found.streams = len(store.index.streams)
         found.unfinished = [name for name in names if UNFINISHED.match(name)]
-        found.quarantine = disk.names(QUARANTINE) if QUARANTINE in names else []
+        found.quarantine = list(map(_printable, disk.names(QUARANTINE))) if QUARANTINE in names else []
         marks = log.marks()
         found.marks = [
             {"sequence": mark.sequence, "group": mark.group, "segment": mark.ordinal, "offset": mark.offset,
@@ -125,6 +125,11 @@ def survey(disk: Disk, settings: LogSettings, until: int | None = None) -> Surve
     finally:
         log.abandon()
     return found
+
+
+def _printable(name: str) -> str:
+    """A file's name as text, whatever its bytes are."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _size(disk: Disk, name: str) -> int:

@@ -385,7 +385,6 @@ class Pager:
         self._link = client._link
         self._timeout = client.timeout if timeout is None else _seconds(timeout)
         self._call: Future[tuple[Any, ...]] | None = None
-        self._asked: tuple[Any, ...] = ()
         if first:
             self._ask(pages.request(), monotonic() + self._timeout)
 
@@ -417,31 +416,29 @@ class Pager:
         pages.arrived(reply)
         self._link.exchange.note_head(pages.head)
         self._call = None
-        asked = self._asked
         # No deadline for a page asked for ahead: its reader may take its time before it comes back.
         self._ask(pages.ahead(), inf)
         try:
             events = pages.decode(call.bulk)
         except CorruptLog:
-            events = self._checked(asked)
+            events = self._checked(*pages.covered())
         if self._call is None:
             self._ask(pages.request(), inf)
         return events
 
-    def _checked(self, fields: tuple[Any, ...]) -> list[Recorded]:
+    def _checked(self, *fields: Any) -> list[Recorded]:
         """The page again, each batch checked by the broker, which says where it is damaged and remembers that.
 
         Raises CorruptLog(segment, offset), or what the read raises.
         """
         self.close()
-        call = Future(self._link, READ_CHECKED, fields, monotonic() + self._timeout, _whole)
+        # Kept where `cancel` finds it, and while it has failed `failed` tells that what the page held is not known.
+        call = self._call = Future(self._link, READ_CHECKED, fields, monotonic() + self._timeout, _whole)
         self._link.submit(call, monotonic(), push=True)
-        try:
-            self.pages.again(call.result())
-        except TidelogError:
-            self._call = call  # so that `failed` tells: what this page held is not known
-            raise
-        return self.pages.decode(call.bulk)
+        self.pages.again(call.result())
+        events = self.pages.decode(call.bulk)
+        self._call = None
+        return events
 
     @property
     def failed(self) -> bool:
@@ -461,7 +458,6 @@ class Pager:
 
     def _ask(self, fields: tuple[Any, ...] | None, deadline: float) -> None:
         if fields is not None:
-            self._asked = fields
             call = Future(self._link, READ, fields, deadline, _whole)
             self._link.submit(call, monotonic(), push=True)
             self._call = call

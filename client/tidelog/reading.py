@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .batch import signature_of
-from .errors import InvalidArgument, ProtocolMismatch, Truncated
+from .errors import CorruptLog, InvalidArgument, ProtocolMismatch, Truncated
 from .limits import INT_MAX, TYPES_FILTER_MAX
 from .messages import Recorded
 from .wire import ANYTHING, STREAM, Cover, bound, decode_page
@@ -92,8 +92,14 @@ class Pages:
             raise ProtocolMismatch("a page does not go on from where the last one ended")
         self.start = max(covers_to, self.start or 0)
 
+    def covered(self) -> tuple[Any, ...]:
+        """A request for just the range that the last page covers, whatever is appended meanwhile."""
+        return (self.scope, self.name, self.covers_from, self.covers_to, None, self.backwards, self.types, None)
+
     def again(self, reply: tuple[Any, ...]) -> None:
-        """The same page came once more, perhaps a longer one by now: what counts of it stays what it was."""
+        """The last page came once more. Raises CorruptLog when it does not cover the same range."""
+        if not reply[2] <= self.covers_from <= self.covers_to <= reply[3]:
+            raise CorruptLog(f"the page from {self.covers_from} to {self.covers_to} can't be read", "", 0)
         self.cover = self._cover(reply)
 
     def _cover(self, reply: tuple[Any, ...]) -> Cover:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command import COMMAND
 from support.process import BrokerProcess, until
 from tidelog import Client, CorruptLog, Event, InvalidArgument, OutcomeUnknown, Recorded, Unavailable
+from tidelog.wire import READ_CHECKED
 
 EVENTS = 6_000
 PAYLOAD = b"p" * 1_000
@@ -157,6 +160,101 @@ def test_a_stop_does_not_wait_for_a_check_and_leaves_no_child(rotten: BrokerProc
     assert until(lambda: not Path(f"/proc/{children[0]}").exists(), 20)
 
 
+def test_a_backwards_read_of_a_damaged_page_skips_nothing_though_an_append_comes_between(
+    rotten: BrokerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is asked for again by its range, not by the request: "the last one" is another one by then."""
+    last = segments(rotten)[-1]
+    data = last.read_bytes()
+    change(last, len(data.rstrip(b"\0")) - 200, b"\xff\xff")
+    with Client(rotten.endpoint, timeout=20.0) as client, Client(rotten.endpoint, timeout=20.0) as other:
+        ask = client._link.submit
+
+        def submit(call: Any, now: float, push: bool = False) -> None:
+            if call.kind == READ_CHECKED:
+                other.append("s/0", Event("t", b"between"))
+            ask(call, now, push)
+
+        monkeypatch.setattr(client._link, "submit", submit)
+        with pytest.raises(CorruptLog) as caught:
+            list(client.read_all(backwards=True, limit=1))
+        assert caught.value.segment == last.name
+
+
+def test_rot_of_a_group_header_keeps_no_event_from_anyone_and_is_remembered(rotten: BrokerProcess) -> None:
+    second = segments(rotten)[1]
+    change(second, batch_at(second, 2) - 64, b"\xff")
+    with Client(rotten.endpoint, timeout=20.0) as client:
+        assert [event.position for event in client.read_all()] == list(range(EVENTS))
+        assert second.name in client.health().degraded
+        with client.subscribe() as sub:
+            assert [next(sub).position for _ in range(EVENTS)] == list(range(EVENTS))
+
+
+def test_damage_that_is_found_while_a_check_runs_outlives_its_healthy_report(rotten: BrokerProcess) -> None:
+    with Client(rotten.endpoint, timeout=20.0) as client:
+        client.verify(begin=True)
+        children = Path(f"/proc/{rotten.pid}/task/{rotten.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGSTOP)
+        client.append("late/1", Event("t", PAYLOAD))
+        last = segments(rotten)[-1]
+        change(last, len(last.read_bytes().rstrip(b"\0")) - 300, b"\xff\xff")
+        with pytest.raises(CorruptLog):
+            list(client.read_stream("late/1"))
+        assert client.health().degraded
+        os.kill(int(children[0]), signal.SIGCONT)
+        assert until(lambda: client.verify()[0] == "done", 60)
+        report = client.verify()[1]
+        assert report is not None
+        assert report["verdict"] == "healthy"
+        assert client.health().degraded
+
+
+def test_a_check_that_can_not_be_started_or_whose_words_can_not_be_sent_harms_nobody(
+    new_broker: Callable[..., BrokerProcess], folder: Path
+) -> None:
+    broker = new_broker()
+    broker.start()
+    with Client(broker.endpoint, timeout=20.0) as client:
+        client.append("s/1", Event("t", b"x"))
+        quarantine = broker.data / "quarantine"
+        quarantine.mkdir()
+        Path(os.fsdecode(os.fsencode(quarantine) + b"/\xff\xfe")).write_bytes(b"?")
+        client.verify(begin=True)
+        assert until(lambda: client.verify()[0] == "done", 60)
+        report = client.verify()[1]
+        assert report is not None
+        assert list(report["quarantine"]) == ["\\xff\\xfe"]
+        soft, hard = resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (3, hard))
+        state, report = client.verify(begin=True)
+        resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert state == "failed"
+        assert report is not None
+        assert "can't be started" in report["reason"]
+        assert client.append("s/1", Event("t", b"x")).first_position == 1
+    assert broker.stop() == 0
+
+
+def test_a_check_runs_nothing_that_lies_in_the_brokers_directory(
+    new_broker: Callable[..., BrokerProcess], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap, planted = folder / "planted", folder / "cwd"
+    planted.mkdir()
+    for name in ("click", "msgpack", "json"):
+        (planted / f"{name}.py").write_text(f"open({str(trap)!r}, 'w')")
+    broker = new_broker()
+    python, *rest = broker.command()
+    monkeypatch.setattr(broker, "command", lambda: [python, "-P", *rest])
+    monkeypatch.chdir(planted)
+    broker.start()
+    with Client(broker.endpoint, timeout=20.0) as client:
+        client.verify(begin=True)
+        assert until(lambda: client.verify()[0] in ("done", "failed"), 60)
+        assert client.verify()[0] == "done"
+    assert not trap.exists()
+
+
 # -- --salvage
 
 
@@ -177,6 +275,11 @@ def test_salvage_serves_up_to_the_hole_refuses_appends_and_changes_not_a_byte(
     assert rotten.ready_line.endswith(f"head {hole}")
     with Client(rotten.endpoint, timeout=20.0) as client:
         assert [event.position for event in client.read_all()] == list(range(hole))
+        client.verify(begin=True)
+        assert until(lambda: client.verify()[0] == "done", 60)
+        report = client.verify()[1]
+        assert report is not None
+        assert report["verdict"] == "damaged"
         health = client.health()
         assert (health.live, health.ready) == (True, False)
         assert "read-only" in health.reason

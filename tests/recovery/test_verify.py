@@ -193,7 +193,7 @@ def test_a_device_that_can_not_give_a_group_is_damage_there_and_the_groups_befor
     many(case)
     disk = MortalDisk(case.path)
     name = found(case).segments[1]["name"]
-    damaged = survey(FaultyDisk(disk, [Plan("read", errno=errno.EIO, nth=2, name=name)]), LogSettings())
+    damaged = survey(FaultyDisk(disk, [Plan("read", errno=errno.EIO, nth=2, lasting=True, name=name)]), LogSettings())
     disk.close()
     assert damaged.damage is not None
     assert "can't be read" in damaged.damage["proof"]
@@ -201,7 +201,12 @@ def test_a_device_that_can_not_give_a_group_is_damage_there_and_the_groups_befor
     before = case.files()
     disk = MortalDisk(case.path)
     with pytest.raises(CorruptLog, match="can't be read"):
-        repair(FaultyDisk(disk, [Plan("read", nth=2, name=name)]), TINY, seeded_random(b"r"), accept_loss=True)
+        repair(
+            FaultyDisk(disk, [Plan("read", nth=2, lasting=True, name=name)]),
+            TINY,
+            seeded_random(b"r"),
+            accept_loss=True,
+        )
     disk.kill()
     assert case.files() == before
 
@@ -217,6 +222,40 @@ def test_a_check_up_to_a_group_ignores_what_a_running_broker_writes_behind_it(ca
     missing = found(case, until=13)
     assert missing.damage is not None
     assert "group 13 was durable" in missing.damage["proof"]
+
+
+@pytest.mark.parametrize("op", ["sync", "read"])
+@pytest.mark.parametrize("name", ["marks", FIRST])
+def test_a_bad_sector_hides_nothing_that_stands_before_it(case: Case, op: str, name: str) -> None:
+    """Large reads are asked for again in small; what lies behind T, and the marks, are not needed to read the groups."""
+    case.three()
+    disk = MortalDisk(case.path)
+    for nth in range(1, 9):
+        one = survey(
+            FaultyDisk(disk, [Plan(op, nth=nth, lasting=op == "read" and name == "marks", name=name)]), LogSettings()
+        )
+        if op == "read" and name == FIRST and nth == 1:
+            continue  # the segment's header
+        assert one.events == 3, nth
+    disk.close()
+
+
+@pytest.mark.parametrize("what", ["a file", "a link"])
+def test_a_quarantine_that_is_no_directory_is_refused_before_anything_is_done(
+    case: Case, tmp_path: Path, what: str
+) -> None:
+    many(case)
+    case.flip(case.offsets[4] + 100, place(case, 5)[0])
+    (tmp_path / "elsewhere").mkdir()
+    if what == "a file":
+        (case.path / "quarantine").write_bytes(b"")
+    else:
+        (case.path / "quarantine").symlink_to(tmp_path / "elsewhere")
+    before = case.files()
+    with pytest.raises(OSError, match="quarantine must be a directory"):
+        repaired(case, accept_loss=True)
+    assert case.files() == before
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 # -- repair with loss

@@ -82,15 +82,19 @@ class Tail:
 
 
 class SegmentReader:
-    """Walks one segment's groups; afterwards `offset` is T, the place behind the last good one, and `seal` its seal."""
+    """Walks one segment's groups; afterwards `offset` is T, the place behind the last good one, and `seal` its seal.
 
-    def __init__(self, header: SegmentHeader, read: Read, size: int, chain: Chain) -> None:
+    `patient`: when the device fails, ask again for no more than is needed now.
+    """
+
+    def __init__(self, header: SegmentHeader, read: Read, size: int, chain: Chain, patient: bool = False) -> None:
         self.header = header
         self.chain = chain
         self.offset = SEGMENT_HEADER_BYTES
         self.end = SEGMENT_HEADER_BYTES
         self.seal: GroupHeader | None = None
         self._read = read
+        self._patient = patient
         self._size = size
         self._buffer = b""
         self._buffer_at = 0
@@ -188,7 +192,13 @@ class SegmentReader:
         """`count` bytes at `offset`, fewer at the end of the file; read in large chunks."""
         start = offset - self._buffer_at
         if start < 0 or start + count > len(self._buffer):
-            self._buffer = self._read(offset, max(count, CHUNK_BYTES))
+            try:
+                self._buffer = self._read(offset, max(count, CHUNK_BYTES))
+            except OSError:
+                if not self._patient:
+                    raise
+                # One bad sector must not hide what stands before it.
+                self._buffer = self._read(offset, count)
             self._buffer_at, start = offset, 0
         return self._buffer[start : start + count]
 
