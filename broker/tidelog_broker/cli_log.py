@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import cli_text as text
-from .cli_shared import EXIT_CORRUPT, EXIT_IO, EXIT_TAKEN, EXIT_USAGE, Refused, connected, put
+from .cli_shared import EXIT_IO, EXIT_TAKEN, EXIT_UNREACHABLE, EXIT_USAGE, Refused, connected, put
 
 if TYPE_CHECKING:
     from .disk import RealDisk
@@ -87,11 +87,11 @@ def ask(endpoint: str | None, timeout: float | None) -> dict[str, Any]:
         state, report = client.verify(begin=True)
         while state == "running":
             if until is not None and time.monotonic() > until:
-                raise Refused("the check goes on; ask again later, it will be told then", 1)
+                raise Refused("the check goes on; ask again later, it will be told then", EXIT_UNREACHABLE)
             time.sleep(POLL_S)
             state, report = client.verify()
     if state != "done" or report is None:
-        raise Refused(f"the broker could not check its log: {(report or {}).get('reason', state)}", EXIT_CORRUPT)
+        raise Refused(f"the broker could not check its log: {(report or {}).get('reason', state)}", EXIT_IO)
     return report
 
 

@@ -256,7 +256,7 @@ class LogFiles:
         reader = SegmentReader(header, file.read, size, chain, patient=self.read_only)
         self.whole = Whole(name, reader.offset, chain.group, chain.position)
         reader.begins_as_marked(self._marks.good)
-        for group in reader.groups():
+        for group in reader.groups() if chain.group != until else ():
             reader.ends_as_marked(self._marks.good)
             replay(header.ordinal, group)
             self.report.groups += 1

@@ -7,11 +7,12 @@ FORMAT.md has the bytes, DURABILITY.md the argument. Must not import zmq, thread
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 from zlib import crc32
 
 from tidelog.batch import CONTROL, HEADER_BYTES
-from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
+from tidelog.errors import CorruptLog, InvalidHeader, Overloaded, StorageFull
 from tidelog.wire import CRC_RESIDUE
 
 from .core.format import (
@@ -26,6 +27,9 @@ from .files import SPARE, LogSettings, Report
 from .opening import ROOM_ERRORS, ZEROS, FailStop, OpenFiles
 
 __all__ = ["FailStop", "Log", "LogSettings", "Place", "Report"]
+
+
+SHORT_OF_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Place(NamedTuple):
@@ -228,10 +232,13 @@ class Log(OpenFiles):
         self._groups_unmarked = self._bytes_unmarked = 0
 
     def read(self, ordinal: int, offset: int, count: int) -> bytes:
-        """Stored bytes. Raises CorruptLog when the device can't give them or the file is shorter."""
+        """Stored bytes. Raises CorruptLog when the device can't give them or the file is shorter, and Overloaded for want of
+        memory or descriptors."""
         try:
             data = self._segment(ordinal).read(offset, count)
         except OSError as error:
+            if error.errno in SHORT_OF_MEANS:
+                raise Overloaded(f"a segment can't be read now: {error.strerror}") from error
             raise self.rot(ordinal, offset, str(error)) from error
         if len(data) < count:
             raise self.rot(ordinal, offset, f"it ends before offset {offset + count}")

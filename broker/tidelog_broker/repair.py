@@ -92,11 +92,15 @@ def _cut_at_hole(disk: Disk, found: Survey) -> list[str]:
         disk.make_folder(QUARANTINE)
         disk.sync_folder()
     done = []
+    cut = hole["segment"] == kept[-1]
+    if cut:
+        # Before anything moves: there may be no room for the copy.
+        done += _copy_tail(disk, kept[-1], hole["offset"], hole["group"])
     # From the last on: at no moment does a gap in the ordinals hide what comes behind it.
     for name in reversed([row["name"] for row in found.segments if row["name"] not in kept]):
         done.append(_move(disk, name))
-    if hole["segment"] == kept[-1]:
-        done += _cut_tail(disk, kept[-1], hole["offset"], hole["group"])
+    if cut:
+        _truncate(disk, kept[-1], hole["offset"])
     # The marks last: they name what is gone now, so that until here the log is damaged for whoever looks.
     if "marks" in disk.names():
         done.append(_move(disk, "marks"))
@@ -120,11 +124,11 @@ def _move(disk: Disk, name: str) -> str:
     return f"moved {name} to {place}"
 
 
-def _cut_tail(disk: Disk, name: str, offset: int, group: int) -> list[str]:
-    """A segment's bytes from `offset` on into the quarantine, durable there before they go here."""
-    file = disk.open(name, writable=True)
+def _copy_tail(disk: Disk, name: str, offset: int, group: int) -> list[str]:
+    """A segment's bytes from `offset` to the last that is not zero into the quarantine, durable there before they go here."""
+    file = disk.open(name)
     try:
-        size = stop = file.size()
+        stop = file.size()
         while stop > offset:
             low = max(offset, stop - CHUNK)
             data = file.read(low, stop - low).rstrip(b"\0")
@@ -139,13 +143,20 @@ def _cut_tail(disk: Disk, name: str, offset: int, group: int) -> list[str]:
             for at in range(offset, stop, CHUNK):
                 data = file.read(at, min(CHUNK, stop - at))
                 if copy.write(at - offset, data) != len(data):
-                    raise OSError(errno.ENOSPC, "no room in the quarantine: nothing was cut")
+                    raise OSError(errno.ENOSPC, "no room for the copy in the quarantine: nothing was cut or moved")
             copy.sync()
         finally:
             copy.close()
         disk.sync_folder(QUARANTINE)
-        file.truncate(offset)
+    finally:
+        file.close()
+    return [f"cut {stop - offset} bytes at offset {offset} of segment {name}, kept in {place}"]
+
+
+def _truncate(disk: Disk, name: str, size: int) -> None:
+    file = disk.open(name, writable=True)
+    try:
+        file.truncate(size)
         file.sync()
     finally:
         file.close()
-    return [f"cut {size - offset} bytes at offset {offset} of segment {name}, kept in {place}"]

@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import zmq
 from tidelog.batch import Batch
-from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull
+from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull, TidelogError
 
 from .config import Config
 from .core.broker import Broker, Identity, Request, Verdict
@@ -73,7 +73,7 @@ class Server:
             config.append_limits,
             store.log.body_bytes_max,
             self._stored,
-            store.recorded_at,
+            self._recorded_at,
             self._info,
             self.verdict,
             self._verify,
@@ -257,8 +257,9 @@ class Server:
             else:
                 pieces = list(self.store.read(extents))
                 stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        except CorruptLog as error:
-            self._rotten(error)
+        except TidelogError as error:
+            if isinstance(error, CorruptLog):
+                self._rotten(error)
             self.broker.say(peer, (reply[0], error.code, error.text, error.facts))
             return ANSWER_BYTES_MAX
         self._send(peer, [reply], stored)
@@ -394,6 +395,14 @@ class Server:
         """A stored append, to compare a repeat with. Raises CorruptLog."""
         try:
             return self.store.append(number)
+        except CorruptLog as error:
+            self._rotten(error)
+            raise
+
+    def _recorded_at(self, number: int, checked: bool = False) -> int:
+        """The time of a batch. Raises CorruptLog."""
+        try:
+            return self.store.recorded_at(number, checked)
         except CorruptLog as error:
             self._rotten(error)
             raise

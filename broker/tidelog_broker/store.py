@@ -168,8 +168,10 @@ class Store:
             raise self.log.rot(place >> PLACE_SHIFT, place & OFFSET_MASK, "the batch is cut off")
         return batch
 
-    def recorded_at(self, number: int) -> int:
-        """When a batch was recorded, from its header alone. Raises CorruptLog."""
+    def recorded_at(self, number: int, checked: bool = False) -> int:
+        """When a batch was recorded, from its header alone, or from all of it, `checked`. Raises CorruptLog."""
+        if checked:
+            return self.batch(number).recorded_at
         place = self.index.places[number]
         header = self.log.read(place >> PLACE_SHIFT, place & OFFSET_MASK, HEADER_BYTES)
         return int(HEADER.unpack(header)[11])

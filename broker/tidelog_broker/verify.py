@@ -14,7 +14,7 @@ from tidelog.errors import CorruptLog, InvalidHeader
 from tidelog.limits import INT_MAX
 from tidelog.wire import decode_page
 
-from .core.format import SEGMENT_HEADER_BYTES, SEGMENT_NAME, SegmentHeader
+from .core.format import SEGMENT_HEADER_BYTES, SEGMENT_NAME, GroupHeader, SegmentHeader
 from .core.recovery import Chain, Group, SegmentReader
 from .disk import Disk
 from .files import QUARANTINE, UNFINISHED
@@ -147,8 +147,9 @@ def _hole(disk: Disk, store: Store, segments: list[str], error: CorruptLog) -> d
     for name in segments:
         if at.segment and name >= at.segment:
             for head in _islands(disk, name, at.offset if name == at.segment else 0):
-                behind += 1
-                last = max(last, head)
+                if head.number > at.group + 1:  # that one is the hole itself
+                    behind += 1
+                    last = max(last, head.first_position)
     return {
         "segment": at.segment,
         "offset": at.offset,
@@ -161,15 +162,15 @@ def _hole(disk: Disk, store: Store, segments: list[str], error: CorruptLog) -> d
     }
 
 
-def _islands(disk: Disk, name: str, start: int) -> list[int]:
-    """First positions of the whole groups at or behind `start` in one segment; none when its header can't be read."""
+def _islands(disk: Disk, name: str, start: int) -> list[GroupHeader]:
+    """The whole groups at or behind `start` in one segment; none when its header can't be read."""
     file = disk.open(name)
     try:
         header = SegmentHeader.unpack(file.read(0, SEGMENT_HEADER_BYTES), name)
         chain = Chain(header.first_group - 1, header.previous_tag, header.first_position)
         reader = SegmentReader(header, file.read, file.size(), chain)
         reader.offset = max(start, reader.offset)
-        return [head.first_position for head in reader.islands()]
+        return list(reader.islands())
     except (CorruptLog, InvalidHeader, OSError):
         return []
     finally:

@@ -299,7 +299,9 @@ def decode_page(
     events: list[Recorded] = []
     names: dict[bytes, str] = {}
     at, size, met, edge = 0, len(data), 0, 0
-    _, first, behind, scope, owner = cover
+    promised, first, behind, scope, owner = cover
+    if scope == CATEGORY:
+        owner += b"/"
     view = memoryview(data)
     unpack = HEADER.unpack_from
     while at < size:
@@ -316,12 +318,15 @@ def decode_page(
             if place < edge or place >= behind or place + count <= first:
                 raise CorruptLog(f"batch at offset {at}: {place} does not belong there", "", at)
             if scope:
-                name = data[at + HEADER_BYTES : at + HEADER_BYTES + header[2]]
-                if name != owner if scope == STREAM else not name.startswith(owner + b"/"):
+                fits = header[2] == len(owner) if scope == STREAM else header[2] >= len(owner)
+                if not fits or not data.startswith(owner, at + HEADER_BYTES):
                     raise CorruptLog(f"batch at offset {at}: it is of another stream", "", at)
             met += 1
             edge = place + count
-            if place < stop and edge > start and (types is None or header[12] & signature):
+            if types is not None and not header[12] & signature:
+                if promised is not None:
+                    raise CorruptLog(f"batch at offset {at}: it holds no event of these types", "", at)
+            elif place < stop and edge > start:
                 _decode_batch(view, data, at, header, events, names, by_version, start, stop, types)
             at = end
         elif data.startswith(GROUP_MAGIC, at):
@@ -337,8 +342,8 @@ def decode_page(
             raise CorruptLog(f"no record begins at offset {at}", "", at)
     if at > size:
         raise CorruptLog("stored bytes end inside a record", "", size)
-    if cover.batches is not None and met != cover.batches:
-        raise CorruptLog(f"{met} batches stand where {cover.batches} should", "", 0)
+    if promised is not None and met != promised:
+        raise CorruptLog(f"{met} batches stand where {promised} should", "", 0)
     return events
 
 

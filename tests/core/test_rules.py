@@ -404,7 +404,7 @@ def test_appends_that_wait_for_the_next_group_are_all_admitted_in_their_order() 
         AppendLimits(),
         2_000,
         lambda _: [],
-        lambda _: 0,
+        lambda number, checked=False: 0,
         dict,
         _verdict,
     )

@@ -191,6 +191,50 @@ def test_rot_of_a_group_header_keeps_no_event_from_anyone_and_is_remembered(rott
             assert [next(sub).position for _ in range(EVENTS)] == list(range(EVENTS))
 
 
+def test_a_rotten_time_on_the_way_never_makes_position_at_answer_wrong(
+    new_broker: Callable[..., BrokerProcess],
+) -> None:
+    broker = new_broker()
+    broker.start()
+    with Client(broker.endpoint, timeout=20.0) as client:
+        for _ in range(9):
+            client.append("s/1", Event("t", PAYLOAD))
+        times = [event.recorded_at for event in client.read_all()]
+        first = segments(broker)[0]
+        for number in range(9):
+            offset = batch_at(first, number) + 40
+            whole = first.read_bytes()[offset : offset + 8]
+            for rotten in (bytes(8), b"\xff" * 7 + b"\x7f"):
+                change(first, offset, rotten)
+                for position, time in enumerate(times):
+                    try:
+                        assert client.position_at(time) == times.index(time), (number, position)
+                    except CorruptLog:
+                        assert client.health().degraded
+            change(first, offset, whole)
+        assert [client.position_at(time) for time in times] == [times.index(time) for time in times]
+
+
+def test_two_batches_that_changed_places_are_found_though_a_filter_would_leave_one_out(
+    new_broker: Callable[..., BrokerProcess],
+) -> None:
+    broker = new_broker()
+    broker.start()
+    with Client(broker.endpoint, timeout=20.0) as client:
+        for number in range(6):
+            client.append("s/1", Event("ab"[number % 2], PAYLOAD))
+        first = segments(broker)[0]
+        data = first.read_bytes()
+        one, two, three = (batch_at(first, number) for number in (2, 3, 4))
+        size = two - 64 - one
+        assert three - 64 - two == size
+        change(first, one, data[two : two + size])
+        change(first, two, data[one : one + size])
+        for types in (["a"], ["b"], ["a", "b"], None):
+            with pytest.raises(CorruptLog):
+                list(client.read_all(types=types))
+
+
 def test_damage_that_is_found_while_a_check_runs_outlives_its_healthy_report(rotten: BrokerProcess) -> None:
     with Client(rotten.endpoint, timeout=20.0) as client:
         client.verify(begin=True)

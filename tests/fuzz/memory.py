@@ -50,7 +50,7 @@ class MemoryBroker:
     def _stored(self, number: int) -> list[Batch]:
         return [self._batch(at) for at in range(number, self.index.append_stop(number))]
 
-    def _recorded_at(self, number: int) -> int:
+    def _recorded_at(self, number: int, checked: bool = False) -> int:
         return self._batch(number).recorded_at
 
     def hello(self, identity: bytes) -> None:

@@ -22,6 +22,7 @@ from tidelog.errors import (
     EventTooLarge,
     InvalidArgument,
     OutcomeUnknown,
+    Overloaded,
     WrongExpectedVersion,
 )
 from tidelog.limits import (
@@ -391,7 +392,7 @@ class Appender:
         if not numbers and number is not None:
             try:
                 original = self._pending(number) if pending else [_row(batch) for batch in self._stored(number)]
-            except CorruptLog as damage:
+            except (CorruptLog, Overloaded) as damage:
                 raise OutcomeUnknown(
                     f"these ids are in the log, but what they came with can't be read: {damage}"
                 ) from None

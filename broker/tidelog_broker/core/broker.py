@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from tidelog import limits
 from tidelog.errors import (
@@ -65,6 +65,12 @@ class Waiting(NamedTuple):
     request: Request
 
 
+class RecordedAt(Protocol):
+    """The time of a batch, from its header alone, or from the whole batch, checked."""
+
+    def __call__(self, number: int, checked: bool = False) -> int: ...
+
+
 class Broker:
     """The broker's state. One thread calls it; `endpoints`, `info`, `verdict` and `verify` are given by the server."""
 
@@ -75,7 +81,7 @@ class Broker:
         append_limits: AppendLimits,
         body_bytes_max: int,
         stored: StoredAppend,
-        recorded_at: Callable[[int], int],
+        recorded_at: RecordedAt,
         info: Callable[[], dict[str, Any]],
         verdict: Callable[[], Verdict],
         verify: Callable[[bool], tuple[str, dict[str, Any] | None]] = lambda begin: ("none", None),
@@ -277,9 +283,13 @@ class Broker:
         return more, [(name, *self._ends(self.index.streams[name])) for name in names]
 
     def _position_at(self, when: int) -> int:
-        """Bisection over the batches' times, which never go back; each probe reads one header."""
-        index = self.index
-        number = bisect_left(range(len(index.positions)), when, key=self._recorded_at)
+        """Bisection over the batches' times, which never go back; each probe reads one header, and the two batches that decide
+        are read whole: a damaged header on the way can't make the answer wrong. Raises CorruptLog."""
+        index, time = self.index, self._recorded_at
+        numbers = range(len(index.positions))
+        number = bisect_left(numbers, when, key=time)
+        if (number and time(number - 1, True) >= when) or (number in numbers and time(number, True) < when):
+            number = bisect_left(numbers, when, key=lambda at: time(at, True))
         return index.positions[number] if number < len(index.positions) else index.head
 
     # -- waiting for a position
