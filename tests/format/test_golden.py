@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,30 @@ GOLDEN = ROOT / "tests" / "golden" / "v1"
 CONTROLS = ROOT / "tests" / "golden" / "v1-controls"
 EXPECTED = ROOT / "tests" / "golden" / "v1.jsonl"
 """The events of both: control batches have none."""
+
+
+FROZEN = {
+    "v1/0000000001-00000000000000000000": "8363317554c227236cf81ae3043cf7ef",
+    "v1/0000000002-00000000000000000005": "2195e89ac42a4e6d29bcf72cf7c01b46",
+    "v1/0000000003-00000000000000000009": "0f50d39c94003127dbc1ae33a31d1423",
+    "v1/marks": "83134db40597f7e517ccfcf1aa923f46",
+    "v1-controls/0000000001-00000000000000000000": "31f0a6405c0a075dac3abc292c1aa251",
+    "v1-controls/0000000002-00000000000000000005": "3a86cf7fbeb3307586eab30256b71f6b",
+    "v1-controls/0000000003-00000000000000000009": "a01b84e08defd4f33a28c3c1aedc9d6d",
+    "v1-controls/marks": "9b413ea665e3920dad1c183acd0d7bd2",
+    "v1.jsonl": "1bb23df9af2eaa2d01654f7097afa790",
+}
+"""blake2b, 16 bytes: the files never change again. A new version of the format gets files of its own."""
+
+
+def test_the_golden_files_are_frozen() -> None:
+    root = GOLDEN.parent
+    found = {
+        str(path.relative_to(root)): blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+    assert {name: found.get(name) for name in FROZEN} == FROZEN
 
 
 @pytest.fixture
