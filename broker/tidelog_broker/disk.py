@@ -160,6 +160,8 @@ class RealDisk:
         except FileNotFoundError:
             return []
         except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
             raise OSError(error.errno, f"{folder} must be a directory, and no link to one: move it away") from error
         try:
             return sorted(os.listdir(descriptor))

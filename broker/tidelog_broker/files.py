@@ -134,7 +134,7 @@ class LogFiles:
         is good, and that far it can be read.
 
         `until`: the number of a durable group to end with; what a running broker has written behind it is left alone.
-        `unreadable`: the damage is an I/O error, which may go away. Raises InvalidHeader when it is no log or a newer one,
+        `unreadable`: the device failed meanwhile, so damage may go away. Raises InvalidHeader when it is no log or a newer one,
         OSError when it can't be opened.
         """
         log = cls(disk, settings, _no_random)
@@ -217,6 +217,8 @@ class LogFiles:
             except OSError:
                 if not self.read_only:
                     raise
+                # What is read now may be the cache's word: good enough to look, not to cut anything.
+                self.unreadable = True
             finally:
                 file.close()
         if not self.read_only:

@@ -35,17 +35,18 @@ class Store:
         self.log = Log.open(disk, settings, random, self._replay)
 
     @classmethod
-    def inspect(cls, disk: Disk, settings: LogSettings, also: Replay | None = None, until: int | None = None) -> Store:
-        """A log that can only be read, as far as it is good (Log.inspect). `also` sees each good group, too."""
+    def inspect(
+        cls,
+        disk: Disk,
+        settings: LogSettings,
+        around: Callable[[Replay], Replay] = lambda replay: replay,
+        until: int | None = None,
+    ) -> Store:
+        """A log that can only be read, as far as it is good (Log.inspect). `around` may look at each group, before and after it
+        is taken into the index."""
         store = cls.__new__(cls)
         store.index = Index()
-
-        def replay(ordinal: int, group: Group) -> None:
-            if also is not None:
-                also(ordinal, group)
-            store._replay(ordinal, group)
-
-        store.log = Log.inspect(disk, settings, replay, until)
+        store.log = Log.inspect(disk, settings, around(store._replay), until)
         return store
 
     def _replay(self, ordinal: int, group: Group) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tidelog.batch import EVENTS
 from tidelog.errors import CorruptLog, InvalidHeader
 from tidelog.limits import INT_MAX
 from tidelog.wire import decode_page
@@ -17,7 +16,7 @@ from tidelog.wire import decode_page
 from .core.format import SEGMENT_HEADER_BYTES, SEGMENT_NAME, GroupHeader, SegmentHeader
 from .core.recovery import Chain, Group, SegmentReader
 from .disk import Disk
-from .files import QUARANTINE, UNFINISHED
+from .files import QUARANTINE, UNFINISHED, Replay
 from .log import LogSettings
 from .store import Store
 
@@ -62,34 +61,20 @@ def survey(disk: Disk, settings: LogSettings, until: int | None = None) -> Surve
     found = Survey()
     sizes: dict[int, list[int]] = {}
 
-    def look(ordinal: int, group: Group) -> None:
-        row = sizes.setdefault(ordinal, [0, group.header.first_position, 0])
-        row[0] += 1
-        row[2] = group.body_offset + len(group.body)
-        expected = 0
-        for batch in group.rows:
-            found.batches += 1
-            expected += batch.events if batch.kind == EVENTS else 0
-        try:
-            events = decode_page(group.body, False, 0, INT_MAX)
-        except CorruptLog as error:
-            offset = group.body_offset + error.offset
-            raise CorruptLog(
-                f"the log is damaged in segment {ordinal} at offset {offset}: group {group.header.number} can't be "
-                f"decoded: {error.text}",
-                str(ordinal),
-                offset,
-            ) from None
-        if len(events) != expected:
-            raise CorruptLog(
-                f"group {group.header.number} says {expected} events and holds {len(events)}",
-                str(ordinal),
-                group.body_offset,
-            )
-        found.events += expected
-        found.groups += 1
+    def around(replay: Replay) -> Replay:
+        def look(ordinal: int, group: Group) -> None:
+            events = _decoded(ordinal, group)
+            replay(ordinal, group)
+            row = sizes.setdefault(ordinal, [0, group.header.first_position, 0])
+            row[0] += 1
+            row[2] = group.body_offset + len(group.body)
+            found.groups += 1
+            found.batches += len(group.rows)
+            found.events += events
 
-    store = Store.inspect(disk, settings, look, until)
+        return look
+
+    store = Store.inspect(disk, settings, around, until)
     log = store.log
     try:
         names = disk.names()
@@ -124,6 +109,26 @@ def survey(disk: Disk, settings: LogSettings, until: int | None = None) -> Surve
             }
     finally:
         log.abandon()
+    return found
+
+
+def _decoded(ordinal: int, group: Group) -> int:
+    """How many events a client finds in a group. Raises CorruptLog when they can't be decoded or are not as many as it says."""
+    expected = sum(batch.events for batch in group.rows)
+    try:
+        found = len(decode_page(group.body, False, 0, INT_MAX))
+    except CorruptLog as error:
+        offset = group.body_offset + error.offset
+        raise CorruptLog(
+            f"the log is damaged in segment {ordinal} at offset {offset}: group {group.header.number} can't be "
+            f"decoded: {error.text}",
+            str(ordinal),
+            offset,
+        ) from None
+    if found != expected:
+        raise CorruptLog(
+            f"group {group.header.number} says {expected} events and holds {found}", str(ordinal), group.body_offset
+        )
     return found
 
 
