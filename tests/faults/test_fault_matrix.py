@@ -20,9 +20,10 @@ from errno import EDQUOT, EINTR, EIO, ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
-from support.fault_phases import FIRST_PAGE, LARGE, PHASES, READER, ROLLING, Caller, Phase, Promises, health
+from support.fault_phases import FIRST_PAGE, LARGE, PHASES, ROLLING, Caller, Phase, Promises, health
 from support.fault_rules import KINDS, Kind, Outcome, Step, expected
 from support.faults import CHANGING, Plan
+from support.independent import reader
 from support.process import until
 from support.thread_broker import ThreadBroker, brokers_in_threads
 from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull
@@ -244,7 +245,7 @@ def again(bench: Bench, phase: Phase, data: Path, promises: Promises) -> None:
     assert caller.append() == 0
     caller.close()
     assert broker.stop() == 0
-    rows, verdict = READER.read_log(data)
+    rows, verdict = reader.read_log(data)
     assert str(verdict) == "whole"
     promises.judge([(row.position, row.stream, row.payload) for row in rows])
 

@@ -15,12 +15,13 @@ import msgpack
 import pytest
 from e2e.raw_client import RawClient, event
 from support.fault_phases import LastWordClient
+from support.independent import SCRIPT
 from support.process import BrokerProcess, until
 from support.strace import Attached
 from tidelog import Client, Event, OutcomeUnknown, StorageFull, TidelogError, WrongExpectedVersion
 
 EXIT_IO, EXIT_FULL = 74, 75
-READER = Path(__file__).parents[2] / "scripts" / "read_log.py"
+
 SMALL = {"zero_step": 65_536, "prepare_ahead": 65_536}
 
 
@@ -48,7 +49,7 @@ def limit_file_size(broker: BrokerProcess, size: int) -> None:
 
 def whole(broker: BrokerProcess) -> None:
     """The independent reader finds nothing wrong with a log that was stopped."""
-    proof = subprocess.run([sys.executable, READER, broker.data], capture_output=True, timeout=60)
+    proof = subprocess.run([sys.executable, SCRIPT, broker.data], capture_output=True, timeout=60)
     assert proof.returncode == 0, proof.stderr.decode()
 
 

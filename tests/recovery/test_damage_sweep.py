@@ -7,7 +7,6 @@ run ends with a table of how often each happened.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,12 +35,11 @@ from support.damage import (
     make,
     patched,
 )
+from support.independent import reader
 from support.simdisk import Image
 from tidelog.errors import CorruptLog, InvalidHeader
 from tidelog_broker.disk import RealDisk
 from tidelog_broker.store import Store
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "read_log.py"
 
 TABLE: Counter[tuple[str, str, str]] = Counter()
 """(damage, what stood there, outcome) → how often."""
@@ -310,16 +308,6 @@ def memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-def independent_reader() -> Any:
-    """`read_log` of scripts/read_log.py, which shares no code with the broker."""
-    spec = importlib.util.spec_from_file_location("read_log", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.read_log
-
-
 def put(folder: Path, image: Image) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
@@ -359,12 +347,11 @@ STRICTER = {"padding of the segment header", "padding between groups"}
 
 
 def test_the_independent_reader_comes_to_the_same(memory: Path) -> None:
-    read_log = independent_reader()
     verdicts = {HEALTHY: "whole", SHORTER: "whole", TORN: "torn", CORRUPT: "damaged", INVALID: "damaged"}
     for known, image, what in samples():
         expected = judge(known, image)
         put(memory, image)
-        events, verdict = read_log(memory)
+        events, verdict = reader.read_log(memory)
         assert files(memory) == image
         said = "damaged" if verdict.kind == "newer" else verdict.kind
         assert said == ("damaged" if what in STRICTER else verdicts[expected.kind]), (what, expected, str(verdict))

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib.util
 import json
 import struct
 import subprocess
@@ -10,27 +9,14 @@ import sys
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgpack
 import pytest
+from support.independent import SCRIPT, reader
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "read_log.py"
 LOG_ID = bytes(range(16))
 TIME = 1_700_000_000_000_000
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("read_log", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reader = load()
 
 
 def with_crc(raw: bytes) -> bytes:

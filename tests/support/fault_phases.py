@@ -6,12 +6,10 @@ acknowledged, refused and left open, and judges what a log holds.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import ENOSPC
 from pathlib import Path
-from types import ModuleType
 
 import msgpack
 import zmq
@@ -29,19 +27,6 @@ FIRST_SEGMENT = "0000000001-"
 ANSWER_S = 20.0
 SMALL, ROLLING, LARGE = 100, 2_800, 5_000
 """Sizes of appends: there is space; it is the next segment's; it has to be prepared."""
-
-
-def _reader() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "read_log.py"
-    spec = importlib.util.spec_from_file_location("read_log", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-READER = _reader()
 
 
 @dataclass(slots=True)

@@ -21,19 +21,16 @@ clock, which all processes of a host share.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+from support.independent import reader
 from tidelog import Client, Recorded
 
-READER = Path(__file__).parents[2] / "scripts" / "read_log.py"
 Expectation = int | Literal["any", "none", "exists"]
 
 
@@ -204,7 +201,7 @@ def read_by_client(history: History, client: Client) -> None:
 
 def read_by_reader(history: History, data: Path) -> None:
     """The whole log by the reader that shares no code with broker and client."""
-    events, verdict = reader().read_log(data)
+    events, verdict = reader.read_log(data)
     history.proof_verdict = str(verdict)
     history.proof = [
         Stored(
@@ -217,18 +214,6 @@ def read_by_reader(history: History, data: Path) -> None:
         )
         for event in events
     ]
-
-
-def reader() -> ModuleType:
-    """scripts/read_log.py, which is no package's."""
-    name = "independent_reader"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, READER)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def slot(client: str) -> str:
