@@ -154,6 +154,7 @@ class Reader:
         self.group, self.tag, self.head = 0, bytes(8), 0  # the last good group, its tag, the position behind it
         self.streams: dict[str, tuple[int, int]] = {}  # next version (-1: ended), compacted segments before it
         self.compactions, self.doubt = 0, ""
+        self.removed = 0  # the last segment that a base stands for
 
     def walk(self) -> Items:
         try:
@@ -172,7 +173,8 @@ class Reader:
             elif match := BASE_NAME.fullmatch(path.name):
                 self.bases[int(match[1])] = self._read_base(path, (1, int(match[1]), log_id))
         need(self.marks or not files, "no good mark while a segment exists")
-        for number, ordinal in enumerate(sorted(files), 1):
+        files = {ordinal: names for ordinal, names in files.items() if ordinal > self.removed}
+        for number, ordinal in enumerate(sorted(files), self.removed + 1):
             need(number == ordinal, f"segment {number} is not there, segment {ordinal} is")
             segment = self._choose(ordinal, files[ordinal])
             need(log_id == segment.log_id, f"{segment.name}: the log id is not the marks'")
@@ -180,7 +182,7 @@ class Reader:
             before = (self.group + 1, self.head, self.tag)
             need(begins == before, f"{segment.name}: group, position or tag does not follow what came before")
             with segment.path.open("rb") as file:
-                yield from self._walk_segment(segment, file, ordinal == len(files))
+                yield from self._walk_segment(segment, file, ordinal == max(files))
         names = [(f"base-{group}", group) for group in self.bases]
         for name, group in names + [(f"mark {mark.sequence}", mark.group) for mark in self.marks]:
             need(group <= self.group, f"{name} names group {group}, the last good one is {self.group} ({self.doubt})")
@@ -204,7 +206,27 @@ class Reader:
         _, version, _, crc, log_id, group, length, tag, _, _ = BASE.unpack_from(raw)
         right = zlib.crc32(raw[64:]) == crc and length == len(raw) - 64 and (version, group, log_id) == names
         need(right, f"{path.name}: CRC, length, version, group or log id")
+        self._begin_behind(path.name, group, tag, raw)
         return bytes(tag)
+
+    def _begin_behind(self, name: str, group: int, tag: bytes, raw: bytes) -> None:
+        """Start where this base ends; called for each, in the order of their groups."""
+        self.streams, at = {}, 64
+        while at < len(raw):
+            need(len(raw) - at >= 8, f"{name}: a block is cut short")
+            length, crc = struct.unpack_from("<II", raw, at)
+            block = raw[at + 8 : at + 8 + length]
+            need(len(block) == length and zlib.crc32(block) == crc, f"{name}: CRC of the block at {at}")
+            kind, *values = msgpack.unpackb(block)
+            need((kind == "log") == (at == 64), f"{name}: its first block, and no other, is the log's")
+            need(kind in ("log", "ids", "categories", "streams"), f"{name}: blocks of kind {kind}", "newer")
+            if kind == "log":
+                self.removed, self.head = values[:2]
+                self.group, self.tag = group, tag
+            if kind == "streams":
+                for stream, version, _, deleted in values[0]:
+                    self.streams[stream] = (-1 if deleted else version, self.compactions)
+            at += 8 + length
 
     def _choose(self, ordinal: int, files: dict[int, tuple[Path, int]]) -> Segment:
         """The highest suffix with a whole header and a seal; the lowest in any case, to explain itself."""

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from . import cli_text as text
-from .cli_log import repair, verify
+from .cli_backup import backup, export, import_, restore
+from .cli_log import checkpoint, repair, truncate, verify
+from .cli_migrate import migrate
 from .cli_shared import (
     EXIT_BROKEN_PIPE,
     EXIT_CORRUPT,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from tidelog import Client, Recorded
+
+    from .cli_lines import Feed
 
 # From what went wrong to one line and an exit code
 
@@ -240,7 +244,9 @@ def append(
     if type is None:
         if stream != "-" or metadata or event_id is not None or expected is not None:
             raise click.UsageError("append needs STREAM TYPE [PAYLOAD], or only - and JSON lines on standard input")
-        return append_lines(client, as_json)
+        from .cli_lines import Feed
+
+        return feed_lines(Feed(client), sys.stdin.buffer.fileno(), as_json, explain)
     from tidelog import Event
 
     event = Event(type, os.fsencode(payload), os.fsencode(metadata), parse_id(event_id))
@@ -249,14 +255,11 @@ def append(
     return 0
 
 
-def append_lines(client: Client, as_json: bool) -> int:
-    """Standard input to the log: batches of neighbours on one stream, many in flight, in the order of the lines."""
-    from .cli_lines import Feed
-
-    feed = Feed(client)
+def feed_lines(feed: Feed, descriptor: int, as_json: bool, tell: Callable[[Exception], tuple[str, int]]) -> int:
+    """Lines to the log: batches of neighbours on one stream, many in flight, in the order of the lines. `tell`: as `explain`."""
     progress = Progress(0 if as_json and sys.stdout.isatty() else 2)
     try:
-        for row in feed.run(sys.stdin.buffer.fileno()):
+        for row in feed.run(descriptor):
             if as_json:
                 put(text.appended_json(row.stream, row.appended))
                 sys.stdout.flush()
@@ -267,7 +270,7 @@ def append_lines(client: Client, as_json: bool) -> int:
         put(text.feed_line(feed.events, feed.appends, feed.repeated, feed.last_position))
     if feed.failed is None:
         return 0
-    why, code = explain(feed.failed.error) if feed.failed.error else (feed.failed.why, EXIT_USAGE)
+    why, code = tell(feed.failed.error) if feed.failed.error else (feed.failed.why, EXIT_USAGE)
     first, last = feed.failed.first, feed.failed.last
     lines = f"line {first}" if first == last else f"lines {first} to {last}"
     raise Refused(
@@ -433,5 +436,10 @@ def version(as_json: bool) -> None:
     put(text.as_json(found) if as_json else f"tidelog {VERSION}")
 
 
+main.add_command(checkpoint)
+main.add_command(truncate)
 main.add_command(verify)
 main.add_command(repair)
+main.add_command(migrate)
+for command in (backup, restore, export, import_):
+    main.add_command(command)

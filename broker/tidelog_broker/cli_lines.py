@@ -1,7 +1,8 @@
-"""`tidelog append -`: JSON lines on a descriptor become appends.
+"""`tidelog append -` and `tidelog import`: JSON lines on a descriptor become appends.
 
 Neighbouring lines of one stream are one append; many appends are in flight; the log has the order of the lines. A line
-is sent when nothing more can be read at the moment, so a live feed is not held back. The first failure ends it: what is
+is sent when nothing more can be read at the moment, so a live feed is not held back; but what was exported is cut into
+appends by its lines alone, so that a repeat makes the same appends and is recognised. The first failure ends it: what is
 in flight is still waited for, and nothing more is sent.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
-from tidelog import Appended, Client, Event, Future
+from tidelog import ANY, NO_STREAM, Appended, Client, Event, ExpectedVersion, Future
 from tidelog.errors import TidelogError
 
 WINDOW: Final = 256
@@ -59,17 +60,39 @@ class _Batch:
     last: int
     events: list[Event]
     size: int
+    expected: ExpectedVersion
+    next_version: int | None
     future: Future[Appended] | None = None
 
 
 def parse_line(line: bytes) -> tuple[str, Event]:
     """One line → the stream and the event. Raises WrongLine."""
+    return _event(_row(line))
+
+
+def parse_exported(line: bytes) -> tuple[str, Event, int]:
+    """One line of `tidelog export` → the stream, the event and its version. Raises WrongLine."""
+    row = _row(line)
+    stream, event = _event(row)
+    version = row.get("version")
+    if type(version) is not int or version < 0:
+        raise WrongLine("version is missing, or no number: `tidelog append -` takes such lines")
+    if event.id is None:
+        raise WrongLine("id is missing, so a repeat could not be recognised: `tidelog append -` takes such lines")
+    return stream, event, version
+
+
+def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise WrongLine(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise WrongLine("not a JSON object")
+    return row
+
+
+def _event(row: dict[str, Any]) -> tuple[str, Event]:
     unknown = set(row) - IGNORED - {"stream", "type", "payload", "payload_b64", "metadata", "metadata_b64", "id"}
     if unknown:
         raise WrongLine(f"there is no key {min(unknown)!r}")
@@ -108,7 +131,8 @@ def _opaque(row: dict[str, Any], name: str) -> bytes:
 class Feed:
     """The appends of one input. The counts are of what is known to be in the log."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, exported: bool = False, checked: bool = False) -> None:
+        """`exported`: the lines are those of `tidelog export`; `checked`: each event must get the version that its line says."""
         self.events = 0
         self.appends = 0
         self.repeated = 0
@@ -116,6 +140,8 @@ class Feed:
         self.sent_line = 0
         self.failed: Failure | None = None
         self._client = client
+        self._exported = exported
+        self._checked = checked
         self._flying: deque[_Batch] = deque()
         self._open: _Batch | None = None
         self._rest = b""
@@ -149,23 +175,33 @@ class Feed:
             for line in lines:
                 number += 1
                 if line.strip():
-                    self._add(number, len(line), *parse_line(line))
+                    self._add(number, len(line), *self._parse(line))
             if len(self._rest) > LINE_BYTES_MAX:
                 number += 1
                 raise WrongLine(f"longer than {LINE_BYTES_MAX} bytes")
         except WrongLine as error:
             self.failed = Failure(number, number, str(error), None)
         self._line = number if data else -1
-        self._send()
+        # A cut append would be another one than the whole, and could not be repeated.
+        if not self._exported or (not data and self.failed is None):
+            self._send()
 
-    def _add(self, number: int, size: int, stream: str, event: Event) -> None:
+    def _parse(self, line: bytes) -> tuple[str, Event, int | None]:
+        if not self._exported:
+            return (*parse_line(line), None)
+        stream, event, version = parse_exported(line)
+        return stream, event, version if self._checked else None
+
+    def _add(self, number: int, size: int, stream: str, event: Event, version: int | None) -> None:
         """To the append of its neighbours, or to a new one. A line is never shorter than its event's size."""
         batch = self._open
         full = batch and (len(batch.events) >= self._events_max or batch.size + size > self._bytes_aim)
-        if batch is None or batch.stream != stream or full:
+        if batch is None or batch.stream != stream or full or batch.next_version != version:
             self._send()
-            batch = self._open = _Batch(stream, number, number, [], 0)
+            expected = ANY if version is None else version - 1 if version else NO_STREAM
+            batch = self._open = _Batch(stream, number, number, [], 0, expected, version)
         batch.events.append(event)
+        batch.next_version = None if version is None else version + 1
         batch.last = number
         batch.size += size
 
@@ -174,7 +210,7 @@ class Feed:
         if batch is None or (self.failed is not None and self.failed.error is not None):
             return
         try:
-            batch.future = self._client.append_nowait(batch.stream, batch.events)
+            batch.future = self._client.append_nowait(batch.stream, batch.events, batch.expected)
         except TidelogError as error:
             self.failed = Failure(batch.first, batch.last, str(error), error)
             return

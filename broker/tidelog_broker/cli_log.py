@@ -57,16 +57,28 @@ def look(disk: RealDisk, until: int | None = None) -> Survey:
 )
 @click.option("--endpoint", metavar="ENDPOINT", help="The running broker.  [default: as for `tidelog read`]")
 @click.option("--timeout", type=click.FloatRange(0, 1e9), metavar="SECONDS", help="End waiting for the broker's check.")
+@click.option(
+    "--index", "of_index", is_flag=True, help="Compare the saved index with the one that the log makes; needs --data."
+)
 @click.option("--beside", is_flag=True, hidden=True)
 @click.option("--until", type=click.IntRange(0, 2**63 - 1), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def verify(
-    data: str | None, endpoint: str | None, timeout: float | None, beside: bool, until: int | None, as_json: bool
+    data: str | None,
+    endpoint: str | None,
+    timeout: float | None,
+    of_index: bool,
+    beside: bool,
+    until: int | None,
+    as_json: bool,
 ) -> int:
     """Read a whole log, check every byte that counts, change nothing.
 
-    Exit code 0: healthy; 1: a torn tail that a start would cut; 65: damaged.
+    Exit code 0: healthy; 1: a torn tail that a start would cut; 65: damaged. With --index: 0 the saved index is the log's,
+    65 it is not.
     """
+    if of_index:
+        return _verify_index(data, as_json)
     if data is None:
         found = ask(endpoint, timeout)
     else:
@@ -75,6 +87,21 @@ def verify(
         with opened(data, alone=not beside) as disk:
             found = look(disk, until).as_dict()
     put(text.as_json(found) if as_json else text.survey(found))
+    from .verify import EXIT_CODES
+
+    return EXIT_CODES[found["verdict"]]
+
+
+def _verify_index(data: str | None, as_json: bool) -> int:
+    """Raises Refused."""
+    if data is None:
+        raise click.UsageError("--index needs --data: only the index of a broker that does not run can be looked at.")
+    from .files import LogSettings
+    from .index_digest import compare
+
+    with opened(data, alone=True) as disk:
+        found = compare(disk, LogSettings()).as_dict()
+    put(text.as_json(found) if as_json else text.comparison(found))
     from .verify import EXIT_CODES
 
     return EXIT_CODES[found["verdict"]]
@@ -123,3 +150,90 @@ def repair(data: str, dry_run: bool, accept_loss: bool, as_json: bool) -> int:
             report = found.as_dict()
     put(text.as_json({**report, "plan": plans, "done": done}) if as_json else text.repaired(report, plans, done))
     return found.exit_code
+
+
+@click.command()
+@click.option("--data", metavar="DIR", help="A log on which no broker runs; else a running broker is asked.")
+@click.option("--endpoint", metavar="ENDPOINT", help="The running broker.  [default: as for `tidelog read`]")
+@click.option("--timeout", type=click.FloatRange(0, 1e9), metavar="SECONDS", help="End waiting for the broker.")
+@click.option("--beside", is_flag=True, hidden=True)
+@click.option("--until", type=click.IntRange(0, 2**63 - 1), hidden=True)
+@click.option("--id-window-events", type=click.IntRange(1), hidden=True)
+@click.option("--tail-batches", type=click.IntRange(1), hidden=True)
+@click.option("--base", type=click.IntRange(1), hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def checkpoint(
+    data: str | None,
+    endpoint: str | None,
+    timeout: float | None,
+    beside: bool,
+    until: int | None,
+    id_window_events: int | None,
+    tail_batches: int | None,
+    base: int | None,
+    as_json: bool,
+) -> int:
+    """Save the index now, so that the next start reads only what comes behind it. Appends go on meanwhile."""
+    if data is None:
+        facts = _checkpoint_of(endpoint, timeout)
+    else:
+        facts = _checkpoint_in(data, until if beside else None, id_window_events, tail_batches, base)
+    put(text.as_json(facts) if as_json else f"the index is saved as of group {facts['group']}")
+    return 0
+
+
+def _checkpoint_of(endpoint: str | None, timeout: float | None) -> dict[str, Any]:
+    """Ask the running broker and wait. Raises Refused."""
+    until = None if timeout is None else time.monotonic() + timeout
+    with connected(endpoint, 5.0) as client:
+        state, facts = client.checkpoint(begin=True)
+        while state == "running":
+            if until is not None and time.monotonic() > until:
+                raise Refused("the checkpoint is still being made", EXIT_UNREACHABLE)
+            time.sleep(POLL_S)
+            state, facts = client.checkpoint()
+    if state != "done":
+        raise Refused(f"the broker could not save its index: {facts.get('reason', state)}", EXIT_IO)
+    return facts
+
+
+def _checkpoint_in(
+    data: str, until: int | None, id_window_events: int | None, tail_batches: int | None, base: int | None
+) -> dict[str, Any]:
+    """Of a log on which no broker runs; or, with `until`, beside the broker whose child this is."""
+    from .files import LogSettings
+    from .store import IndexSettings, Store
+
+    defaults = IndexSettings()
+    settings = IndexSettings(
+        id_window_events=id_window_events or defaults.id_window_events,
+        tail_batches=tail_batches or defaults.tail_batches,
+    )
+    with opened(data, alone=until is None) as disk:
+        if until is not None:
+            os.nice(10)
+            store = Store.behind_checkpoint(disk, LogSettings(), settings, until)
+            store.checkpoint()
+            if base is not None:
+                store.write_base(base)
+        else:
+            store = Store(disk, LogSettings(), os.urandom, settings)
+            store.log.mark()
+            store.checkpoint()
+            store.log.close()
+        return {"group": store.checkpoint_group, "head": store.index.head}
+
+
+@click.command()
+@click.argument("position", type=click.IntRange(0, 2**63 - 1))
+@click.option("--endpoint", metavar="ENDPOINT", help="The running broker.  [default: as for `tidelog read`]")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def truncate(position: int, endpoint: str | None, as_json: bool) -> int:
+    """Remove everything before POSITION, rounded down to where an append begins. This can't be undone.
+
+    Stream versions go on as if nothing had happened. Segments that hold nothing else are deleted from disk.
+    """
+    with connected(endpoint, 5.0) as client:
+        first = client.truncate_before(position)
+    put(text.as_json({"first_available": first}) if as_json else f"the log begins with position {first} now")
+    return 0

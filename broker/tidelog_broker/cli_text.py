@@ -150,6 +150,22 @@ def survey(found: Mapping[str, Any]) -> str:
     return "\n".join(printable(row) for row in rows)
 
 
+def comparison(found: Mapping[str, Any]) -> str:
+    """What `tidelog verify --index` found: both digests, and at a difference what to do."""
+    used = found["checkpoint_group"]
+    rows = [
+        f"{found['verdict']}: group {found['group']}, head {found['head']}",
+        f"from the log alone:  {found['rebuilt']}",
+        f"from the saved index, {f'a checkpoint at group {used}' if used else 'no checkpoint can be used'}:  "
+        f"{found['saved'] or 'unreadable'}",
+    ]
+    if found["reason"]:
+        rows.append(
+            f"{found['reason']}: delete the folder index/, the next start makes a new one; the log is not concerned"
+        )
+    return "\n".join(printable(row) for row in rows)
+
+
 def _verdict(found: Mapping[str, Any]) -> str:
     if found["damage"]:
         hole = found["damage"]

@@ -12,7 +12,9 @@ from typing import Any
 from tidelog import limits
 
 from .core.appender import AppendLimits
+from .core.index import STREAMS_CACHED
 from .log import LogSettings
+from .store import IndexSettings
 
 MIB = 1 << 20
 
@@ -43,6 +45,9 @@ NUMBERS = [
     Setting("append_events_max", limits.APPEND_EVENTS_MAX, 1, limits.APPEND_EVENTS_CEILING, "events", "most events in an append"),
     Setting("append_bytes_max", limits.APPEND_BYTES_MAX, 64, limits.APPEND_BYTES_CEILING, "bytes", "largest append"),
     Setting("id_window_events", limits.ID_WINDOW_EVENTS, limits.ID_WINDOW_EVENTS, 64 * MIB, "events", "event ids remembered"),
+    Setting("streams_cached", STREAMS_CACHED, 1_024, 1 << 24, "streams", "streams kept in memory, twice; others cost a read"),
+    Setting("checkpoint_batches", 1 << 17, 1_024, 1 << 22, "batches", "the index is saved after so many"),
+    Setting("checkpoint_seconds", 300, 1, 86_400, "s", "and after this time, if anything was appended"),
     Setting("heartbeat_ms", 500, 10, 60_000, "ms", "time between heartbeats"),
     Setting("queue_messages_max", 256, 1, 65_536, "messages", "messages queued per connection and direction"),
     Setting("message_bytes_max", limits.MESSAGE_BYTES_MAX, 2 * MIB, 64 * MIB, "bytes", "largest message taken"),
@@ -65,6 +70,18 @@ class Config:
     bind: tuple[str, ...]
     numbers: Mapping[str, int]
     flags: Mapping[str, bool]
+
+    @property
+    def index_settings(self) -> IndexSettings:
+        return IndexSettings(
+            id_window_events=self.numbers["id_window_events"],
+            streams_cached=self.numbers["streams_cached"],
+            tail_batches=self.numbers["checkpoint_batches"],
+        )
+
+    @property
+    def checkpoint_seconds(self) -> int:
+        return self.numbers["checkpoint_seconds"]
 
     @property
     def heartbeat_ms(self) -> int:

@@ -8,6 +8,7 @@ FORMAT.md has the bytes, DURABILITY.md the argument. Must not import zmq, thread
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
@@ -23,7 +24,7 @@ from .core.format import (
     pack_group_header,
     pack_seal,
 )
-from .files import SPARE, LogSettings, Report
+from .files import BASE_NAME, SPARE, LogSettings, Report
 from .opening import ROOM_ERRORS, ZEROS, FailStop, OpenFiles
 
 __all__ = ["FailStop", "Log", "LogSettings", "Place", "Report"]
@@ -74,6 +75,7 @@ class Log(OpenFiles):
         # The end is where the next record may begin: with `align`, no cut and no zeros ever touch this group's last block.
         self.end = self._header.aligned(stop)
         self._last_group = (self._header.ordinal, stop)
+        self._last_at = offset
         self._groups_unmarked += 1
         self._bytes_unmarked += len(header) + len(body)
         settings = self.settings
@@ -216,6 +218,47 @@ class Log(OpenFiles):
         ahead = min(end + self.settings.prepare_ahead // 2, header.segment_bytes)
         return self._prepared < ahead or (self._spare is None and end > header.segment_bytes // 2)
 
+    # -- removing what was truncated
+
+    def removable(self, first_position: int) -> int:
+        """The last segment whose every event lies before a position, and not the open one; 0 if there is none."""
+        ordinals = sorted(self._names)
+        last = 0
+        for ordinal, following in pairwise(ordinals):
+            if int(self._names[following][11:31]) <= first_position:
+                last = ordinal
+        return last
+
+    def segment_header(self, ordinal: int) -> SegmentHeader:
+        """A segment's header. Raises CorruptLog."""
+        try:
+            return SegmentHeader.unpack(self.read(ordinal, 0, SEGMENT_HEADER_BYTES), self._names[ordinal])
+        except InvalidHeader as error:
+            raise self.rot(ordinal, 0, error.text) from None
+
+    def use_base(self) -> None:
+        """Go on with the newest base, which is durable. Raises CorruptLog or OSError."""
+        self._bases = sorted(name for name in self._disk.names() if BASE_NAME.match(name))
+        chain = self._chain
+        self._open_base(self._bases[-1])
+        self._chain = chain
+        self.to_remove = [ordinal for ordinal in sorted(self._names) if ordinal <= self._base_ordinal]
+
+    def remove_one(self) -> None:
+        """Delete the first segment of `to_remove`, and with the last the older bases. Raises FailStop."""
+        gone = self.to_remove.pop(0)
+        file = self._files.pop(gone, None)
+        if file is not None:
+            file.close()
+        try:
+            self._disk.unlink(self._names.pop(gone))
+            if not self.to_remove:
+                for name in self._bases[:-1]:
+                    self._disk.unlink(name)
+            self._disk.sync_folder()
+        except OSError as error:
+            raise FailStop(f"deleting a truncated segment: {error}") from error
+
     # -- marks, reading, closing
 
     @property
@@ -248,8 +291,8 @@ class Log(OpenFiles):
         """Whether the bytes at a place are what may stand between two event batches: padding, group headers, control batches."""
         raw, at = bytes(data), 0
         try:
-            header = SegmentHeader.unpack(self.read(ordinal, 0, SEGMENT_HEADER_BYTES), self._names[ordinal])
-        except (CorruptLog, InvalidHeader):
+            header = self.segment_header(ordinal)
+        except CorruptLog:
             return False
         while at < len(raw):
             if raw[at] == CONTROL:

@@ -15,7 +15,7 @@ from tidelog.errors import StorageFull
 from .core.format import NO_TAG, SEGMENT_HEADER_BYTES, ZERO_STEP_MAX, SegmentHeader
 from .core.recovery import SegmentReader, Tail
 from .disk import Disk, File
-from .files import QUARANTINE, SPARE, UNFINISHED, LogFiles, LogSettings, Replay
+from .files import QUARANTINE, SPARE, UNFINISHED, LogFiles, LogSettings, Replay, Saved
 from .marks import Marks
 
 ZEROS = memoryview(bytes(ZERO_STEP_MAX))
@@ -40,15 +40,20 @@ class OpenFiles(LogFiles):
 
     @classmethod
     def open(
-        cls, disk: Disk, settings: LogSettings, random: Callable[[int], bytes], replay: Replay | None = None
+        cls,
+        disk: Disk,
+        settings: LogSettings,
+        random: Callable[[int], bytes],
+        replay: Replay | None = None,
+        saved: Saved | None = None,
     ) -> Self:
-        """Create the log, or recover it.
+        """Create the log, or recover it; `replay` gets the groups behind the saved index that is taken, or all.
 
         Raises CorruptLog or InvalidHeader (nothing was changed), StorageFull (no room to open) or FailStop.
         """
         log = cls(disk, settings, random)
         try:
-            log._open(replay or (lambda ordinal, group: None))
+            log._open(replay or (lambda ordinal, group: None), saved)
         except BaseException as error:
             log.abandon()
             if not isinstance(error, OSError):
@@ -56,7 +61,7 @@ class OpenFiles(LogFiles):
             raise opening_failed(error) from error
         return log
 
-    def _open(self, replay: Replay) -> None:
+    def _open(self, replay: Replay, saved: Saved | None) -> None:
         segments = self._list()
         if segments is None:
             self._create(Marks.create(self._disk, self._random(16)))
@@ -67,7 +72,8 @@ class OpenFiles(LogFiles):
             self._create(marks)
             return
         marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
-        self._recover(segments, self._judge(segments, replay))
+        reader = self._judge(segments, replay, saved=saved)
+        self._recover(segments, reader, saved.named(self.log_id) if saved else {})
 
     def _create(self, marks: Marks) -> None:
         """The first segment, behind a marks file that is already durable."""
@@ -77,9 +83,9 @@ class OpenFiles(LogFiles):
         self._use_spare(self._new_spare(), ordinal=1)
         self._marks.replace_file(self._chain, 0, 0, self._header)
 
-    def _recover(self, segments: list[str], reader: SegmentReader) -> None:
+    def _recover(self, segments: list[str], reader: SegmentReader, named: dict[str, int]) -> None:
         """Cut what is torn and make everything ready for the first new group."""
-        self.tail = reader.tail(self._marks.good, {})
+        self.tail = reader.tail(self._marks.good, named)
         self._file = self._disk.open(segments[-1], writable=True)
         self._zeroing = self._disk.open(segments[-1], writable=True)
         self._header = reader.header
@@ -91,9 +97,10 @@ class OpenFiles(LogFiles):
         self._marks.replace_file(self._chain, *self._last_group, self._header)
 
     def _delete_unfinished(self) -> None:
-        """A spare or temporary file was never part of the log, and is never reused: its bytes are not known."""
+        """A spare or temporary file was never part of the log, and is never reused: its bytes are not known. What a base tells of
+        is not needed any more."""
         for name in self._disk.names():
-            if UNFINISHED.match(name):
+            if UNFINISHED.match(name) or name in self._removed or name in self._bases[:-1]:
                 self._disk.unlink(name)
 
     def _cut(self, tail: Tail) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from tidelog.errors import CorruptLog
 
+from . import checkpoints
 from .core.format import SEGMENT_HEADER_BYTES
 from .disk import Disk
 from .files import QUARANTINE
@@ -91,6 +92,8 @@ def _cut_at_hole(disk: Disk, found: Survey) -> list[str]:
     if QUARANTINE not in disk.names():
         disk.make_folder(QUARANTINE)
         disk.sync_folder()
+    # They name groups that will be gone, and a start would take that for damage.
+    checkpoints.forget(disk)
     done = []
     cut = hole["segment"] == kept[-1]
     if cut:

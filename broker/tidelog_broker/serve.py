@@ -70,7 +70,7 @@ def _serve(config: Config) -> int:
             EXIT_UNSAFE,
         )
     disk.lock()
-    store = _salvage(disk, config) if salvage else Store(disk, config.log_settings, os.urandom)
+    store = _salvage(disk, config) if salvage else Store(disk, config.log_settings, os.urandom, config.index_settings)
     for endpoint in endpoints:
         endpoint.take()
     for warning in store.log.report.warnings:

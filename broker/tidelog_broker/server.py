@@ -16,14 +16,17 @@ from typing import Any
 
 import msgpack
 import zmq
-from tidelog.batch import Batch
 from tidelog.errors import CorruptLog, OutcomeUnknown, StorageFull, TidelogError
 
+from . import checkpoints
+from .checkpointing import Checkpointing
 from .config import Config
+from .core.base import KeptWrite
 from .core.broker import Broker, Identity, Request, Verdict
 from .core.pages import Extent
 from .core.peers import Peer
 from .core.requests import READ_CHECKED
+from .core.run import BadIndex
 from .core.topics import EVERYTHING
 from .endpoints import Endpoint
 from .log import FailStop
@@ -64,6 +67,7 @@ class Server:
         self._config = config
         self._started_ns = time.monotonic_ns()
         self._verification = Verification(config.data)
+        self._checkpointing = Checkpointing(config, store)
         self._rot = ""
         self._rots = self._rots_judged = 0
         identity = Identity(store.log.log_id, os.urandom(16), VERSION, config.heartbeat_ms)
@@ -77,9 +81,10 @@ class Server:
             self._info,
             self.verdict,
             self._verify,
+            store.window,
+            self._checkpoint,
         )
         self.broker.read_only = store.log.read_only
-        store.restore_ids(self.broker.appender)
         self._requests = self._socket(context, zmq.ROUTER)
         self._requests.set(zmq.ROUTER_MANDATORY, 1)
         self._publish = self._socket(context, zmq.XPUB)
@@ -117,6 +122,15 @@ class Server:
         if not self.store.log.read_only:
             self._preparer.start()
             self._prepare.set()
+        try:
+            self._serve()
+        except BadIndex as error:
+            checkpoints.forget(self.store.disk)
+            raise FailStop(
+                f"the saved index is damaged ({error}); it was set aside, a start makes a new one"
+            ) from error
+
+    def _serve(self) -> None:
         broker = self.broker
         while True:
             worked = self._drain()
@@ -278,10 +292,20 @@ class Server:
         if self.broker.waiting and min(row.deadline_ns for row in self.broker.waiting) <= now_ns:
             self.broker.wake(now_ns)
         if log.unmarked and now_ns >= self._mark_due_ns():
-            self._syncing(log.mark)
+            self._mark()
+        self.store.index.tidy()
+        if self._checkpointing.due(now_ns):
+            self._checkpointing.begin(now_ns, self._mark)
+        if log.to_remove and not (self._verification.running or self._checkpointing.running):
+            self._syncing(log.remove_one)
         if log.full and now_ns >= self._next_retry_ns:
             self._next_retry_ns = now_ns + FULL_RETRY_MS * 1_000_000
             self._prepare.set()
+
+    def _mark(self) -> None:
+        """The last group gets its mark."""
+        if self.store.log.unmarked:
+            self._syncing(self.store.log.mark)
 
     def _mark_due_ns(self) -> int:
         """When the last group gets its mark if no other comes before."""
@@ -294,6 +318,7 @@ class Server:
         )
         self._publish_one(topic, body)
         self._verified()
+        self._checkpointing.poll(now_ns)
 
     def _subscriptions(self) -> None:
         """Take in who subscribed to what; a new subscriber to heartbeats gets one at once."""
@@ -356,9 +381,11 @@ class Server:
         self._subscriptions()
         self._heartbeat(time.monotonic_ns())
         self._verification.stop()
+        self._mark()
+        self._checkpointing.stop()
         self._syncing(self.store.log.close)
 
-    def _syncing(self, work: Callable[[], None]) -> None:
+    def _syncing(self, work: Callable[[], object]) -> None:
         """Do what syncs outside of a group; health names it if it hangs."""
         self.syncing_since_ns = time.monotonic_ns()
         try:
@@ -391,10 +418,10 @@ class Server:
 
     # -- damage that is found while it runs
 
-    def _stored(self, number: int) -> list[Batch]:
+    def _stored(self, number: int) -> tuple[KeptWrite, ...]:
         """A stored append, to compare a repeat with. Raises CorruptLog."""
         try:
-            return self.store.append(number)
+            return self.store.original(number)
         except CorruptLog as error:
             self._rotten(error)
             raise
@@ -421,6 +448,14 @@ class Server:
             self._rots_judged = self._rots
         return self._verification.state()
 
+    def _checkpoint(self, begin: bool) -> tuple[str, dict[str, Any]]:
+        """CHECKPOINT: begin one at the log point that is durable now, or tell how the last one ended."""
+        now_ns = time.monotonic_ns()
+        self._checkpointing.poll(now_ns)
+        if begin and not self.store.log.read_only:
+            self._checkpointing.begin(now_ns, self._mark)
+        return self._checkpointing.state()
+
     def _verified(self) -> None:
         """Take a finished check into account: it is the last word on what reads had met when it began."""
         report = self._verification.poll()
@@ -438,14 +473,24 @@ class Server:
         return {
             "version": VERSION,
             "pid": os.getpid(),
-            "data": str(self._config.data),
+            "data": str(self._config.data.absolute()),
             "log_id": log.log_id.hex(),
             "head": index.head,
             "groups": log.group,
             "segments": log.segments(),
-            "streams": len(index.streams),
-            "batches": len(index.positions),
+            "streams": index.stream_count,
+            "batches": index.stop - index.first_number,
             "syncs": log.syncs,
+            "opened": {
+                "checkpoint_group": log.report.since,
+                "groups_read": log.report.groups,
+                "bytes_read": log.report.bytes_read,
+                "index_bytes_read": self.store.index_bytes_read,
+            },
+            "checkpoint_group": self.store.checkpoint_group,
+            "checkpoint_age_seconds": self._checkpointing.age_seconds(time.monotonic_ns()),
+            "runs": len(index.runs),
+            "tail_batches": sum(len(tail.positions) for tail in (*index.frozen, index.tail)),
             "clients": len(self.broker.peers),
             "topics": len(self.broker.topics.subscribed),
             "everything_subscribed": EVERYTHING in self.broker.topics.subscribed,

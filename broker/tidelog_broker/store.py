@@ -6,33 +6,86 @@ append need.
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
-from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
+import msgpack
+from tidelog.batch import CONTROL, EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
 from tidelog.errors import CorruptLog, InvalidHeader
+from tidelog.limits import ID_WINDOW_EVENTS
 from tidelog.wire import CRC_RESIDUE
 
-from .core.appender import Appender
-from .core.idwindow import generations
-from .core.index import OFFSET_MASK, PLACE_SHIFT, Index, Staged
-from .core.recovery import Group
+from . import checkpoints
+from .checkpoints import RunFile
+from .core.base import Base, BaseReader, KeptAppend, KeptWrite, kept_writes
+from .core.checkpoint import Checkpoint
+from .core.format import TRUNCATE_LOG
+from .core.idwindow import IdWindow, event_ids
+from .core.index import OFFSET_MASK, PLACE_SHIFT, STREAMS_CACHED, Index, Staged, Tail
+from .core.merging import base_rows, merge_runs, to_merge, weight, write_base_run, write_tail
+from .core.recovery import BatchRow, Group
+from .core.run import BadIndex, Put, Run
 from .disk import Disk
-from .files import Replay
+from .files import Replay, Since
 from .log import Log, LogSettings
 from .opening import opening_failed
 
-READ_AHEAD_BYTES = 1 << 20
+
+class _Witnesses:
+    """Checkpoints as witnesses only: they name groups that were durable, and the log is read from its beginning."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def named(self, log_id: bytes) -> dict[str, int]:
+        return self._store.named(log_id)
+
+    def points(self, log_id: bytes) -> Iterator[Since]:
+        return iter(())
+
+    def begin(self, base: BaseReader | None) -> None:
+        self._store.begin(base)
+
+    def take(self, since: Since, base: BaseReader | None) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSettings:
+    """How much of the index is in memory: events in the id window, streams in each of two generations, batches that are not
+    in a run yet before they become one."""
+
+    id_window_events: int = ID_WINDOW_EVENTS
+    streams_cached: int = STREAMS_CACHED
+    tail_batches: int = 1 << 17
 
 
 class Store:
     """An open log with its index."""
 
-    def __init__(self, disk: Disk, settings: LogSettings, random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        settings: LogSettings,
+        random: Callable[[int], bytes],
+        index_settings: IndexSettings | None = None,
+    ) -> None:
         """Raises what Log.open raises."""
-        self.index = Index()
-        self.log = Log.open(disk, settings, random, self._replay)
+        self._open(disk, index_settings, lambda: Log.open(disk, settings, random, self._replay, self))
+        self._log_id = self.log.log_id
+        if self.spill_failed:
+            self.log.report.warnings.append(self.spill_failed)
+        elif self.index.runs and self.log.report.since == 0:
+            try:
+                self.checkpoint()
+            except OSError as error:
+                self.log.report.warnings.append(
+                    f"the index could not be saved, so the next start is slow again: {error}"
+                )
 
     @classmethod
     def inspect(
@@ -45,24 +98,228 @@ class Store:
         """A log that can only be read, as far as it is good (Log.inspect). `around` may look at each group, before and after it
         is taken into the index."""
         store = cls.__new__(cls)
-        store.index = Index()
-        store.log = Log.inspect(disk, settings, around(store._replay), until)
+        store._begin(disk, None, spills=False)
+        store.log = Log.inspect(disk, settings, around(store._replay), until, _Witnesses(store))
         return store
+
+    @classmethod
+    def behind_checkpoint(cls, disk: Disk, settings: LogSettings, index_settings: IndexSettings, until: int) -> Store:
+        """The log of a running broker up to a durable group, read from its newest checkpoint on: what the next one needs.
+
+        Raises CorruptLog, InvalidHeader, OSError.
+        """
+        store = cls.__new__(cls)
+        inspect = partial(Log.inspect, disk, settings, store._replay, until, store, cached=True)
+        store._open(disk, index_settings, inspect)
+        if store.log.damage is not None:
+            raise store.log.damage
+        return store
+
+    def _open(self, disk: Disk, index_settings: IndexSettings | None, opening: Callable[[], Log]) -> None:
+        """Open the log behind the newest checkpoint; when that turns out to be damaged meanwhile, all of it."""
+        self._begin(disk, index_settings, spills=True)
+        try:
+            self.log = opening()
+        except BadIndex as error:
+            # Met while the groups behind it were read: nothing of the log was changed yet.
+            try:
+                checkpoints.forget(disk)
+            except OSError as why:
+                raise opening_failed(why) from why
+            self._keep([])
+            self._begin(disk, index_settings, spills=True)
+            self.log = opening()
+            self.log.report.warnings.append(f"the saved index is damaged ({error}), so the whole log was read")
+
+    def _begin(self, disk: Disk, index_settings: IndexSettings | None, *, spills: bool) -> None:
+        self.disk = disk
+        self._settings = index_settings or IndexSettings()
+        self._spills = spills
+        self._runs: dict[str, RunFile] = {}
+        self._points: dict[Since, Checkpoint] = {}
+        self._log_id = b""
+        self.checkpoint_group = 0
+        self.kept: dict[int, KeptAppend] = {}
+        self.spill_failed = ""
+        self.index_bytes_read = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.index = Index(self._settings.streams_cached)
+        self.window = IdWindow(self._settings.id_window_events)
+
+    # -- the saved index (files.Saved)
+
+    def named(self, log_id: bytes) -> dict[str, int]:
+        """The groups that good checkpoints of this log name as durable."""
+        return {name: saved.group for name, saved in checkpoints.good(self.disk) if saved.log_id == log_id}
+
+    def points(self, log_id: bytes) -> Iterator[Since]:
+        """The log points of good checkpoints, the newest first."""
+        self._log_id = log_id
+        for _, saved in checkpoints.good(self.disk):
+            if saved.log_id == log_id and saved.window.events == self._settings.id_window_events:
+                since = Since(saved.group, saved.tag, saved.ordinal, saved.at, saved.end, saved.head)
+                self._points[since] = saved
+                yield since
+
+    def take(self, since: Since, base: BaseReader | None) -> bool:
+        """The index and the id window from the checkpoint at a log point; False when a run of it can't be used."""
+        try:
+            self._load(self._points[since])
+        except BadIndex:
+            self._reset()
+            return False
+        if base is not None:
+            self.index.base_number = base.base.number
+            self.index.truncate(base.base.first_position)
+            self._keep_appends(base)
+        return True
+
+    def begin(self, base: BaseReader | None) -> None:
+        """The index and the id window behind the removed segments. Raises CorruptLog or InvalidHeader."""
+        if base is None:
+            return
+        self._log_id = base.base.log_id
+        self._keep_appends(base)
+        if base.base.window_events == self._settings.id_window_events:
+            self.window = IdWindow.from_base(base.base, self.kept.values())
+        number = base.base.number
+        write = partial(write_base_run, base)
+        run: Run | None = None
+        if self._spills:
+            try:
+                made = checkpoints.write_run(
+                    self.disk, number, number, self._log_id, lambda put: write(put, self._log_id)
+                )
+                self._runs = {made.name: made}
+                run = made
+            except OSError as error:
+                self._no_spills(error)
+        if run is None:
+            run = _run_in_memory(lambda put: write(put, self._log_id), self._log_id)
+        index = self.index
+        index.adopt([run])
+        index.stream_count = run.streams
+        index.base_number = number
+        index.recorded_at = base.base.recorded_at
+        # A truncation that reaches further stands in a segment that is still there.
+        index.first_position, index.first_number = base.base.head, number
+
+    def _keep_appends(self, base: BaseReader) -> None:
+        """The removed appends whose ids are still known."""
+        self.kept = {append.number: append for append in base.kept()}
+
+    def _load(self, saved: Checkpoint) -> None:
+        runs = checkpoints.open_runs(self.disk, saved, self._runs)
+        self._keep(runs)
+        self.index_bytes_read = sum(run.directory_bytes for run in runs) + checkpoints.size(self.disk, saved)
+        index = self.index
+        index.adopt(list(runs))
+        index.recorded_at, index.stream_count = saved.recorded_at, saved.stream_count
+        index.first_position, index.first_number = saved.first_position, saved.first_number
+        self.window = IdWindow.from_image(saved.window)
+        self.checkpoint_group = saved.group
+
+    def _keep(self, runs: list[RunFile]) -> None:
+        """These runs are in use, others no longer."""
+        kept = {run.name: run for run in runs}
+        for name, run in self._runs.items():
+            if kept.get(name) is not run:
+                run.close()
+        self._runs = kept
+
+    # -- checkpoints
+
+    def checkpoint(self) -> None:
+        """Save the index as it is; nothing may be staged. Raises OSError: then the older checkpoints count."""
+        index, point = self.index, self.log.point()
+        if point.group == 0:
+            return
+        if len(index.runs) != len(self._runs):
+            raise OSError(errno.ENOSPC, "a part of the index found no room at the start")
+        if index.tail.positions:
+            index.freeze()
+        for tail in list(index.frozen):
+            self._save(tail)
+        runs = list(self._runs.values())
+        while count := to_merge([weight(run) for run in runs]):
+            runs[-count:] = [self._merge(runs[-count:])]
+        checkpoints.write(
+            self.disk,
+            Checkpoint(
+                log_id=self.log.log_id, group=point.group, tag=point.tag, ordinal=point.ordinal, at=point.at, end=point.end,
+                head=point.head, number=index.stop, recorded_at=index.recorded_at, stream_count=index.stream_count,
+                first_position=index.first_position, first_number=index.first_number,
+                runs=tuple(checkpoints.run_name(run) for run in runs), window=self.window.image(),
+            ),
+        )  # fmt: skip
+        self._use(runs)
+        self.checkpoint_group = point.group
+        checkpoints.sweep(self.disk, self.log.log_id)
+
+    def _spill(self) -> None:
+        """While a whole log is read, what is in memory becomes a run; where there is no room for one it stays in memory."""
+        try:
+            self._save(self.index.freeze())
+        except OSError as error:
+            self._no_spills(error)
+
+    def _no_spills(self, error: OSError) -> None:
+        self._spills = False
+        self.spill_failed = f"no room for the index, so it is kept in memory: {error}"
+
+    def _save(self, tail: Tail) -> None:
+        """A frozen tail becomes a run. Raises OSError."""
+        run = checkpoints.write_run(
+            self.disk, tail.first, tail.stop, self._log_id, lambda put: write_tail(tail, put, self._log_id)
+        )
+        self._use([*self._runs.values(), run])
+
+    def _merge(self, runs: list[RunFile]) -> RunFile:
+        first, stop, log_id, base_number = runs[0].first, runs[-1].stop, self._log_id, self.index.base_number
+        return checkpoints.write_run(
+            self.disk, first, stop, log_id, lambda put: merge_runs(runs, put, log_id, base_number)
+        )
+
+    def _use(self, runs: list[RunFile]) -> None:
+        self.index.adopt(list(runs))
+        self._keep(runs)
+
+    def adopt(self, group: int) -> None:
+        """Go on with the checkpoint that another process wrote at a group. Raises BadIndex."""
+        saved = checkpoints.read(self.disk, checkpoints.name_of(group))
+        if saved.log_id != self.log.log_id or saved.group != group:
+            raise BadIndex(f"{checkpoints.name_of(group)} is another's")
+        self._use(checkpoints.open_runs(self.disk, saved, self._runs))
+        self.checkpoint_group = group
+
+    # -- replay
 
     def _replay(self, ordinal: int, group: Group) -> None:
         """One recovered group into the index; stream versions must follow. Raises CorruptLog or InvalidHeader."""
         index = self.index
         staged: list[Staged] = []
         versions: dict[str, int] = {}
+        ids: dict[bytes, int] = {}
+        truncations: list[int] = []
+        number, first_position = index.stop, group.header.first_position
         for row in group.rows:
+            if row.kind == CONTROL and row.layout == TRUNCATE_LOG:
+                staged.append(("", 0, 0, 0, row.length, True, False))
+                truncations.append(self._truncation(ordinal, group, row))
+                index.recorded_at = max(index.recorded_at, row.recorded_at)
+                continue
             if row.kind != EVENTS or row.flags:
                 # Ignoring it would serve what a later version hid, or forget its sessions.
                 raise InvalidHeader(
                     f"group {group.header.number} holds a record (kind {row.kind:#x}, flags {row.flags}, subtype "
                     f"{row.layout}) that this version does not honour: use a newer Tidelog"
                 )
-            known = index.streams.get(row.stream)
-            expected = versions.get(row.stream, known.next_version if known else 0)
+            expected = versions.get(row.stream)
+            if expected is None:
+                known = index.find(row.stream)
+                expected = known.next_version if known else 0
             if row.first_version != expected:
                 offset = group.body_offset + row.at
                 raise CorruptLog(
@@ -75,50 +332,93 @@ class Store:
             index.recorded_at = max(index.recorded_at, row.recorded_at)
             starts = row.append_index == 0
             staged.append((row.stream, row.events, row.first_version, row.signature, row.length, starts, False))
+            ids.update(dict.fromkeys(self._ids(ordinal, group, row), number))
+            if row.append_index + 1 == row.append_count:
+                self.window.restore(ids, first_position)
+                number += row.append_count
+                first_position = row.first_position + row.events
+                ids = {}
         index.apply(ordinal, group.body_offset, staged)
+        for position in truncations:
+            index.truncate(position)
+        index.tidy()
+        if self._spills and len(index.tail.positions) >= self._settings.tail_batches:
+            self._spill()
 
-    def restore_ids(self, appender: Appender) -> None:
-        """Fill the id window from the newest appends, as if the broker had never stopped.
-
-        A part of opening: raises StorageFull or FailStop when the disk fails, CorruptLog when what it gives is damaged.
-        """
+    @staticmethod
+    def _truncation(ordinal: int, group: Group, row: BatchRow) -> int:
+        """The position of a truncation. Raises CorruptLog."""
         try:
-            self._restore_ids(appender)
-        except OSError as error:
-            raise opening_failed(error) from error
-        except CorruptLog as error:
-            if isinstance(error.__cause__, OSError):
-                raise opening_failed(error.__cause__) from error
-            raise
+            position = msgpack.unpackb(group.body[row.region : row.at + row.length - 4])[0]
+        except Exception:
+            position = None
+        if type(position) is not int or not 0 <= position <= group.header.first_position + sum(
+            r.events for r in group.rows
+        ):
+            offset = group.body_offset + row.at
+            raise CorruptLog(
+                f"the log is damaged in segment {ordinal} at offset {offset}: a truncation to {position!r}. Nothing was changed.",
+                str(ordinal),
+                offset,
+            )
+        return position
 
-    def _restore_ids(self, appender: Appender) -> None:
-        index = self.index
-        begins = [0, *generations(index, appender.limits.id_window_events)][-2]
-        if begins >= index.head:
-            return
-        number = index.number_at(begins)
-        appender.window.start_at(begins)
-        batches: list[Batch] = []
-        for batch in self._batches_from(number):
-            batches.append(batch)
-            if batch.append_index + 1 == batch.append_count:
-                appender.restore_ids(number, batches)
-                number += len(batches)
-                batches = []
+    @staticmethod
+    def _ids(ordinal: int, group: Group, row: BatchRow) -> tuple[bytes, ...]:
+        try:
+            return event_ids(group.body, row.region, row.events)
+        except Exception:
+            # A right checksum over wrong columns: it was written so. msgpack raises a dozen kinds.
+            offset = group.body_offset + row.at
+            raise CorruptLog(
+                f"the log is damaged in segment {ordinal} at offset {offset}: the batch holds no column of event ids. "
+                "Nothing was changed.",
+                str(ordinal),
+                offset,
+            ) from None
 
-    def _batches_from(self, number: int) -> Iterator[Batch]:
-        """All batches from one on, read in large pieces and checked."""
-        index = self.index
-        data, held = b"", range(0)
-        for at in range(number, len(index.positions)):
-            place, length = index.places[at], index.lengths[at]
-            if place not in held or place + length > held.stop:
-                room = self.log.readable(place >> PLACE_SHIFT) - (place & OFFSET_MASK)
-                data = self.log.read(
-                    place >> PLACE_SHIFT, place & OFFSET_MASK, max(length, min(READ_AHEAD_BYTES, room))
-                )
-                held = range(place, place + len(data))
-            yield self._whole(read_batch(data, place - held.start), place)
+    # -- the base
+
+    def write_base(self, ordinal: int) -> None:
+        """Write what the segments up to this one can no longer tell once they are gone; durable when this returns.
+
+        Everything in memory must be in runs. Raises CorruptLog or OSError.
+        """
+        index, header = self.index, self.log.segment_header(ordinal + 1)
+        number = index.number_at(header.first_position) if header.first_position < index.head else index.stop
+        begins, young_begins = self.window.turned_before(header.first_position)
+        base = Base(
+            log_id=self._log_id, group=header.first_group - 1, tag=header.previous_tag, ordinal=ordinal,
+            head=header.first_position, number=number, first_position=index.first_position,
+            recorded_at=index.recorded_at, window_events=self.window.events, window_begins=begins,
+            window_young_begins=young_begins,
+        )  # fmt: skip
+        checkpoints.write_base(self.disk, base, self._appends_before(number), base_rows(index.runs, number))
+
+    def _appends_before(self, number: int) -> Iterator[KeptAppend]:
+        """The appends of the id window that stand before a batch."""
+        ids: dict[int, list[bytes]] = {}
+        for generation in (self.window.old, self.window.young):
+            for event_id, append in generation.items():
+                if append < number:
+                    ids.setdefault(append, []).append(event_id)
+        for append in sorted(ids):
+            kept = self.kept.get(append)
+            if kept is None:
+                kept = KeptAppend(append, b"".join(ids[append]), kept_writes(self.append(append)))
+            yield kept
+
+    def use_base(self) -> None:
+        """Go on with the base that another process wrote. Raises CorruptLog or OSError."""
+        self.log.use_base()
+        assert self.log.base is not None
+        self._keep_appends(self.log.base)
+        self.index.base_number = self.log.base.base.number
+
+    def original(self, number: int) -> tuple[KeptWrite, ...]:
+        """What a repeat of the append that begins with batch `number` is compared with and answered by. Raises CorruptLog."""
+        kept = self.kept.get(number)
+        return kept.writes if kept is not None else kept_writes(self.append(number))
 
     def append(self, number: int) -> list[Batch]:
         """The event batches of the append that begins with batch `number`, read from the log and checked."""
@@ -126,33 +426,30 @@ class Store:
 
     def batch(self, number: int) -> Batch:
         """One batch, read from the log and checked. Raises CorruptLog."""
-        place, length = self.index.places[number], self.index.lengths[number]
+        place, length = self._extent(number)
         ordinal, offset = place >> PLACE_SHIFT, place & OFFSET_MASK
         try:
             return self._whole(read_batch(self.log.read(ordinal, offset, length)), place)
         except CorruptLog:
-            raise self.log.rot(ordinal, offset, f"position {self.index.positions[number]} can't be read") from None
+            raise self.log.rot(ordinal, offset, f"position {self.index.position_of(number)} can't be read") from None
 
     def checked(self, extents: list[tuple[int, int, int]]) -> tuple[bytes, CorruptLog | None]:
         """The batches of a page, each looked at, and what is wrong between them (they can be read all the same).
 
         Raises CorruptLog with the segment and the offset of the first bad batch.
         """
-        index = self.index
         parts: list[memoryview] = []
         between: CorruptLog | None = None
         for ordinal, offset, size in extents:
             data = memoryview(self.log.read(ordinal, offset, size))
-            first = ordinal << PLACE_SHIFT | offset
-            at, edge = bisect_left(index.places, first), 0
-            while at < len(index.places) and index.places[at] < first + size:
-                start, length = index.places[at] - first, index.lengths[at]
+            edge = 0
+            for start, length, position in self._batches_in(ordinal << PLACE_SHIFT | offset, size):
                 piece = data[start : start + length]
                 header = HEADER.unpack_from(piece)
                 # The right checksum at the wrong place would be a write that went astray.
-                is_it = (header[0], header[4], header[9]) == (EVENTS, length, index.positions[at])
+                is_it = (header[0], header[4], header[9]) == (EVENTS, length, position)
                 if not is_it or crc32(piece) != CRC_RESIDUE:
-                    raise self.log.rot(ordinal, offset + start, f"position {index.positions[at]} can't be read")
+                    raise self.log.rot(ordinal, offset + start, f"position {position} can't be read")
                 if (
                     start > edge
                     and between is None
@@ -161,8 +458,20 @@ class Store:
                     between = self.log.rot(ordinal, offset + edge, "no group header stands between its batches")
                 parts.append(piece)
                 edge = start + length
-                at += 1
         return b"".join(parts), between
+
+    def _batches_in(self, place: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """(offset behind `place`, length, first position) of the batches in an extent."""
+        for rows in self.index.rows_from(place):
+            for row in range(bisect_left(rows.places, place), len(rows.places)):
+                if rows.places[row] >= place + size:
+                    return
+                yield rows.places[row] - place, rows.lengths[row], rows.positions[row]
+
+    def _extent(self, number: int) -> tuple[int, int]:
+        """(place, length) of a batch."""
+        rows = self.index.rows(number)
+        return rows.places[number - rows.first], rows.lengths[number - rows.first]
 
     def _whole(self, batch: Batch | Incomplete, place: int) -> Batch:
         if isinstance(batch, Incomplete):
@@ -173,7 +482,7 @@ class Store:
         """When a batch was recorded, from its header alone, or from all of it, `checked`. Raises CorruptLog."""
         if checked:
             return self.batch(number).recorded_at
-        place = self.index.places[number]
+        place, _ = self._extent(number)
         header = self.log.read(place >> PLACE_SHIFT, place & OFFSET_MASK, HEADER_BYTES)
         return int(HEADER.unpack(header)[11])
 
@@ -181,3 +490,11 @@ class Store:
         """The bytes of a page's extents."""
         for ordinal, offset, size in extents:
             yield self.log.read(ordinal, offset, size)
+
+
+def _run_in_memory(write: Callable[[Put], bytes], log_id: bytes) -> Run:
+    """A run that is in no file: what a log that is only looked at needs."""
+    parts: list[bytes] = []
+    write(parts.append)
+    data = b"".join(parts)
+    return Run("base", lambda offset, count: data[offset : offset + count], len(data), log_id)

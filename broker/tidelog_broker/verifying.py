@@ -1,70 +1,49 @@
-"""A check of the log while the broker runs, in a process of its own: it would hold the interpreter lock for minutes otherwise.
-
-The child reads as far as the group that was durable when it began, takes no lock, and touches no socket.
-"""
+"""A check of the log while the broker runs, as far as the group that was durable when it began (child.py)."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgpack
 
+from .child import Child
+
 
 class Verification:
-    """At most one at a time. One thread calls it."""
+    """The last check: at most one at a time. One thread calls it."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self._child: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] | None = None
+        self._child = Child()
         self._state = "none"
         self._report: dict[str, Any] | None = None
 
     def begin(self, group: int | None) -> bool:
         """Check everything up to this durable group (None: the whole log); False while one is running, or if none can be."""
-        if self._child is not None:
+        if self._child.running:
             return False
         until = [] if group is None else ["--until", str(group)]
         try:
-            self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the child has ended)
-            self._child = subprocess.Popen(
-                # -P: nothing is imported from whatever directory the broker was started in.
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "tidelog_broker",
-                    "verify",
-                    "--data",
-                    str(self._data),
-                    "--json",
-                    "--beside",
-                    *until,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-            )
+            self._child.begin("verify", "--data", str(self._data), "--json", "--beside", *until)
         except OSError as error:
             self._state, self._report = "failed", {"reason": f"a check can't be started: {error}"}
             return False
         self._state, self._report = "running", None
         return True
 
+    @property
+    def running(self) -> bool:
+        """True while one reads the files."""
+        return self._child.running
+
     def poll(self) -> dict[str, Any] | None:
         """The report of a check that has just ended; None otherwise."""
-        if self._child is None or self._child.poll() is None:
+        ended = self._child.poll()
+        if ended is None:
             return None
-        assert self._output is not None
-        self._output.seek(0)
-        text = self._output.read().decode(errors="replace")
-        self._output.close()
-        self._child = None
+        _, text = ended
         try:
             report = json.loads(text)
             msgpack.packb(report)
@@ -79,9 +58,4 @@ class Verification:
 
     def stop(self) -> None:
         """End one that is running."""
-        if self._child is not None and self._child.poll() is None:
-            self._child.kill()
-            try:
-                self._child.wait(0.2)
-            except subprocess.TimeoutExpired:
-                pass  # it hangs in a read of its own, and is in nobody's way
+        self._child.stop()

@@ -24,13 +24,14 @@ from .errors import (
     UsedAfterFork,
 )
 from .ids import IdPool
-from .limits import LIST_STREAMS_MAX
+from .limits import INT_MAX, LIST_STREAMS_MAX
 from .link import Future, Link
 from .messages import ANY, Appended, Event, ExpectedVersion, Health, Recorded, StreamInfo, StreamRow, Write
 from .reading import Pages, types_filter
 from .wire import (
     APPEND,
     CATEGORY,
+    CHECKPOINT,
     DUPLICATE_FLAG,
     DURABLE_FLAG,
     EVERYTHING,
@@ -43,6 +44,7 @@ from .wire import (
     READ_CHECKED,
     STREAM,
     STREAM_INFO,
+    TRUNCATE,
     VERIFY,
     WAIT_DURABLE,
     Hello,
@@ -329,6 +331,23 @@ class Client:
         `begin` starts one unless it is running. The report is that of `tidelog verify --json`.
         """
         reply = self._call(VERIFY, (begin,), _whole, timeout).result()
+        return reply[2], reply[3]
+
+    def truncate_before(self, position: int, *, timeout: float | None = None) -> int:
+        """Remove what lies before a position, rounded down to where an append begins → the first position that is left.
+
+        Going back does nothing. Raises InvalidArgument behind the head.
+        """
+        if type(position) is not int or not 0 <= position <= INT_MAX:
+            raise InvalidArgument("a position is an integer from 0 to 2^63-1")
+        return self._call(TRUNCATE, (position,), _first, timeout).result()
+
+    def checkpoint(self, *, begin: bool = False, timeout: float | None = None) -> tuple[str, dict[str, Any]]:
+        """The saving of the broker's index: ("none" | "running" | "done" | "failed", facts); `begin` starts one unless one runs.
+
+        The facts hold the log point's `group`, or the `reason` of a failure.
+        """
+        reply = self._call(CHECKPOINT, (begin,), _whole, timeout).result()
         return reply[2], reply[3]
 
     def info(self, *, timeout: float | None = None) -> dict[str, Any]:

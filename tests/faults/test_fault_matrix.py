@@ -79,7 +79,7 @@ class Bench:
             broker.wait()
         steps = phase.steps(list(broker.disk.calls))
         broker.disk.plans = []
-        assert broker.stop() == 0
+        assert broker.stop() == 0, (broker.lines, broker.crash)
         caller.close()
         shutil.rmtree(data)
         assert steps

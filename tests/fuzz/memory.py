@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -9,6 +10,7 @@ from support.golden import region
 from tidelog.batch import Batch, Incomplete, read_batch
 from tidelog.wire import STREAM, Cover, decode_page
 from tidelog_broker.core.appender import AppendLimits
+from tidelog_broker.core.base import KeptWrite, kept_writes
 from tidelog_broker.core.broker import Broker, Identity, Verdict
 from tidelog_broker.core.index import OFFSET_MASK, Index
 from tidelog_broker.core.requests import READ
@@ -42,13 +44,14 @@ class MemoryBroker:
         return {"head": self.index.head}
 
     def _batch(self, number: int) -> Batch:
-        offset = self.index.places[number] & OFFSET_MASK
-        batch = read_batch(bytes(self.log[offset : offset + self.index.lengths[number]]))
+        rows = self.index.rows(number)
+        offset = rows.places[number - rows.first] & OFFSET_MASK
+        batch = read_batch(bytes(self.log[offset : offset + rows.lengths[number - rows.first]]))
         assert not isinstance(batch, Incomplete)
         return batch
 
-    def _stored(self, number: int) -> list[Batch]:
-        return [self._batch(at) for at in range(number, self.index.append_stop(number))]
+    def _stored(self, number: int) -> Sequence[KeptWrite]:
+        return kept_writes(self._batch(at) for at in range(number, self.index.append_stop(number)))
 
     def _recorded_at(self, number: int, checked: bool = False) -> int:
         return self._batch(number).recorded_at

@@ -16,7 +16,7 @@ from tidelog_broker.core.appender import AppendLimits
 from tidelog_broker.core.broker import Broker, Identity, Request, Verdict
 from tidelog_broker.disk import Disk
 from tidelog_broker.log import FailStop, LogSettings
-from tidelog_broker.store import Store
+from tidelog_broker.store import IndexSettings, Store
 
 CLIENT = b"one connection"
 PAGES_MAX = 10_000
@@ -28,20 +28,21 @@ class Loop:
     """A broker over `disk` that has just started. Raises what Store raises."""
 
     def __init__(self, disk: Disk, settings: LogSettings, limits: AppendLimits, seed: bytes) -> None:
-        self.store = Store(disk, settings, seeded_random(seed))
+        index_settings = IndexSettings(id_window_events=limits.id_window_events)
+        self.store = Store(disk, settings, seeded_random(seed), index_settings)
         self.log = self.store.log
         self.broker = Broker(
             Identity(self.log.log_id, b"b" * 16, "test", 1_000),
             self.store.index,
             limits,
             self.log.body_bytes_max,
-            self.store.append,
+            self.store.original,
             self.store.recorded_at,
             dict,
             lambda: Verdict(True, True, "", self.store.index.head, 0),
+            window=self.store.window,
         )
         self.appender = self.broker.appender
-        self.store.restore_ids(self.appender)
         self.send([1, 0, "tidelog", 1, b"c" * 16, 1])
         self.hello = self.replies()[0]
 

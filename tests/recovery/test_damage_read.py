@@ -42,7 +42,7 @@ class Opened:
         self.store = store = Store(self.disk, known.settings, seeded_random(b"rot"))
         identity = Identity(store.log.log_id, bytes(16), "0", 100)
         self.broker = Broker(
-            identity, store.index, AppendLimits(), store.log.body_bytes_max, store.append, store.recorded_at,
+            identity, store.index, AppendLimits(), store.log.body_bytes_max, store.original, store.recorded_at,
             dict, lambda: Verdict(True, True, "", 0, 0),
         )  # fmt: skip
         self.damage: Callable[[bytes], bytes] = bytes

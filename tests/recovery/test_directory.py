@@ -37,7 +37,7 @@ def test_a_log_of_many_segments_keeps_few_files_open_and_reads_them_all(
     places = []
     before = len(os.listdir("/proc/self/fd"))
     for number in range(20):
-        body = pack_control(4, [number, "x" * 900], 0)
+        body = b"".join(pack_control(4, [number, "x" * 900], 0))
         places.append((log.commit([body], 1, 0), body))
     assert log.segments() > 10
     for place, body in [*places, *reversed(places)]:

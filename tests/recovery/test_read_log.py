@@ -392,20 +392,46 @@ def test_damaged_headers_and_marks_stop_the_reader_and_a_newer_version_is_told_a
     assert judge(write(tmp_path / "log", mark, segment))[1].startswith("NEWER: ")
 
 
-def test_a_base_beyond_the_last_group_or_with_another_tag_is_damage(tmp_path: Path) -> None:
-    segment = three_groups()
-    log = write(tmp_path / "log", mark_at(segment, 3, 5), segment)
-    for group, tag, verdict in [
-        (3, segment.tag, "whole"),
-        (3, bytes(8), "has another tag"),
-        (4, bytes(8), "base-4 names group 4, the last good one is 3"),
-    ]:
-        body = msgpack.packb([0, TIME, [], [], [], [], [], []])
-        raw = struct.pack("<8sHHI16sQQ8sI", b"TideBas\0", 1, 0, zlib.crc32(body), LOG_ID, group, len(body), tag, 0)
-        base = log / f"base-{group:020}"
-        base.write_bytes(with_crc(raw) + body)
-        assert verdict in judge(log)[1]
-        base.unlink()
+def base(group: int, tag: bytes, *blocks: list[Any]) -> bytes:
+    raw = b"".join(struct.pack("<II", len(b), zlib.crc32(b)) + b for b in map(msgpack.packb, blocks))
+    head = struct.pack("<8sHHI16sQQ8sI", b"TideBas\0", 1, 0, zlib.crc32(raw), LOG_ID, group, len(raw), tag, 0)
+    return with_crc(head) + raw
+
+
+def test_behind_a_base_the_chain_and_the_versions_go_on_and_what_it_removed_is_not_read(tmp_path: Path) -> None:
+    first = SegmentWriter()
+    first.append(batch("cart-1", 0, 0, [b"a"]), events=1)
+    first.append(batch("cart-1", 1, 1, [b"b", b"c"], 0, 2), batch("cart-2", 0, 3, [b"d"], 1, 2), events=3)
+    first.seal()
+    second = first.next()
+    second.append(batch("cart-1", 3, 4, [b"e"]), events=1)
+    rows: list[Any] = ["streams", [["cart-1", 3, 0, False], ["cart-2", 1, 4, False]]]
+    log = write(tmp_path / "log", Mark(3, 2, second.ends[-1], 5, 2, 4), second)
+    assert judge(log) == (0, "DAMAGED: segment 1 is not there, segment 2 is")
+    cases: list[tuple[int, bytes, list[list[Any]], str]] = [
+        (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], rows], "whole"),
+        (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], ["sessions", []]], "NEWER: "),
+        (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]]], "version 3 of 'cart-1' does not follow"),
+        (2, first.tag, [rows], "its first block"),
+        (2, bytes(8), [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], rows], "does not follow what came before"),
+        (3, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], rows], "does not follow what came before"),
+        (2, first.tag, [["log", 1, 3, 2, 4, TIME, [9, 0, 0]], rows], "does not follow what came before"),
+        (2, first.tag, [["log", 2, 4, 2, 4, TIME, [9, 0, 0]], rows], "names group 3, the last good one is 2"),
+    ]
+    for group, tag, blocks, verdict in cases:
+        path = log / f"base-{group:020}"
+        path.write_bytes(base(group, tag, *blocks))
+        found = judge(log)
+        assert verdict in found[1], (found, verdict)
+        assert found[0] == (1 if verdict == "whole" else 0)
+        path.unlink()
+    good = base(2, first.tag, ["log", 1, 4, 2, 4, TIME, [9, 0, 0]], rows)
+    (log / first.name).write_bytes(bytes(first.raw))  # a leftover of an unfinished removal
+    for place in range(len(good)):
+        (log / f"base-{2:020}").write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert not judge(log)[1].startswith("whole"), place
+    (log / f"base-{2:020}").write_bytes(good)
+    assert judge(log) == (1, "whole")
 
 
 def test_the_command_prints_events_and_groups_and_ends_with_the_verdict(tmp_path: Path) -> None:

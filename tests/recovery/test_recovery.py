@@ -360,7 +360,7 @@ def test_any_flip_in_a_segment_header_is_noticed(case: Case) -> None:
     assert case.open() == case.bodies
 
 
-@pytest.mark.parametrize("name", ["spare", "marks.tmp", "checkpoint-00000000000000000001.tmp"])
+@pytest.mark.parametrize("name", ["spare", "marks.tmp", "base-00000000000000000001.tmp"])
 @pytest.mark.parametrize("size", [0, 1, 4_095, 4_096, 10_000])
 def test_unfinished_file_of_any_length_is_deleted(case: Case, name: str, size: int) -> None:
     case.three()

@@ -141,9 +141,10 @@ def judge(known: Known, image: Image) -> Outcome:
 def _opened(known: Known, image: Image, disk: SimDisk, store: Store) -> Outcome:
     index, log = store.index, store.log
     assert log.group >= known.marked, f"cut before the mark: {log.group} of {known.marked} groups"
-    assert len(index.places) == known.ends[log.group]
-    for number, place in enumerate(index.places):
-        stored = log.read(place >> PLACE_SHIFT, place & OFFSET_MASK, index.lengths[number])
+    rows = index.tail
+    assert len(rows.places) == known.ends[log.group]
+    for number, place in enumerate(rows.places):
+        stored = log.read(place >> PLACE_SHIFT, place & OFFSET_MASK, rows.lengths[number])
         assert stored == known.batches[number], f"batch {number} is another"
     report = log.report
     log.abandon()

@@ -59,7 +59,7 @@ def write_golden_log(disk: Disk, *, controls: bool) -> None:
     """Make the log: five groups of events, with `controls` one of control batches, two rolls, a clean stop."""
     store = Store(disk, SETTINGS, counting_random())
     log = store.log
-    appender = Appender(store.index, AppendLimits(), log.body_bytes_max, store.append)
+    appender = Appender(store.index, AppendLimits(), log.body_bytes_max, store.original)
     for number, group in enumerate(groups()):
         for request_id, writes in enumerate(group):
             packed = msgpack.packb((3, request_id, 0, None, 0, None, None, writes))
@@ -68,9 +68,9 @@ def write_golden_log(disk: Disk, *, controls: bool) -> None:
         appender.commit(*place)
         if controls and number == 1:
             batches = [
-                pack_control(1, ["session", 1], START_US),
-                pack_control(2, ["cursor", 3, None, 0], START_US),
-                pack_control(6, ["orders", 10**9, None, None, False], START_US),
+                b"".join(pack_control(1, ["session", 1], START_US)),
+                b"".join(pack_control(2, ["cursor", 3, None, 0], START_US)),
+                b"".join(pack_control(6, ["orders", 10**9, None, None, False], START_US)),
             ]
             log.commit(batches, len(batches), log.head)
     log.close()
@@ -78,4 +78,4 @@ def write_golden_log(disk: Disk, *, controls: bool) -> None:
 
 def replayed(index: Index) -> list[tuple[str, int]]:
     """(stream, next version) of every stream: what an opened index must hold."""
-    return sorted((name, stream.next_version) for name, stream in index.streams.items())
+    return sorted((name, stream.next_version) for name, (stream, _) in index.tail.streams.items())

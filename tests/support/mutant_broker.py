@@ -73,7 +73,7 @@ BROKER_MUTANTS: dict[str, list[Piece]] = {
         ),
     ],
     "known ids are not restored at start": [
-        (Store, "restore_ids", "self._restore_ids(appender)", "pass"),
+        (Store, "_replay", "self.window.restore(ids, first_position)", "pass"),
     ],
     "the third batch of an append is dropped": [
         (Appender, "_stage", _TOTAL, f"total = min(2, {_TOTAL.removeprefix('total = ')})"),

@@ -57,6 +57,8 @@ class ServedDisk(FaultyDisk):
     calls: list[Call] = field(default_factory=list)
 
     def due(self, op: str, name: str) -> Plan | None:
+        if name.startswith("index"):
+            return None  # a cache: what fails there costs nothing (tests/index), and is none of the log's calls
         self.calls.append(Call(op, name, threading.current_thread().name))
         # Not super(): a dataclass with slots is another class than the one this was defined in.
         return FaultyDisk.due(self, op, name)

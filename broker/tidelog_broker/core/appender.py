@@ -8,13 +8,13 @@ the index before that; what a later request of the same group must know of it st
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
 import msgpack
-from tidelog.batch import COLUMNS, CRC, EVENTS, HEADER, HEADER_BYTES, Batch, check_type, id_splitter, type_signature
+from tidelog.batch import COLUMNS, CRC, EVENTS, HEADER, HEADER_BYTES, check_type, id_splitter, type_signature
 from tidelog.errors import (
     AppendTooLarge,
     CorruptLog,
@@ -35,14 +35,16 @@ from tidelog.limits import (
     STREAM_BYTES_MAX,
 )
 
+from .base import KeptWrite, fingerprint
+from .format import TRUNCATE_LOG, pack_control
 from .idwindow import IdWindow
 from .index import Index, Staged
 from .unpack import SMALL_BYTES, unpack
 
 DURABLE_FLAG, DUPLICATE_FLAG = 2, 1
 Reply = tuple[Any, ...]
-StoredAppend = Callable[[int], list[Batch]]
-"""First batch's number → the batches of a durable append, read back from the log."""
+StoredAppend = Callable[[int], Sequence[KeptWrite]]
+"""First batch's number → what a repeat of that durable append is compared with, read back from the log."""
 
 Planned = tuple[str, bool | int | None, bytes | None, int, int]
 """A checked write: (stream, expected version, region, count of events, signature)."""
@@ -86,19 +88,27 @@ def check_stream(name: object) -> bytes:
 class Appender:
     """Admits appends; what it has staged is one group to be."""
 
-    def __init__(self, index: Index, limits: AppendLimits, body_bytes_max: int, stored: StoredAppend) -> None:
+    def __init__(
+        self,
+        index: Index,
+        limits: AppendLimits,
+        body_bytes_max: int,
+        stored: StoredAppend,
+        window: IdWindow | None = None,
+    ) -> None:
         self.index = index
         self.limits = limits
-        self.window = IdWindow(limits.id_window_events)
+        self.window = window or IdWindow(limits.id_window_events)
         self.body_bytes_max = body_bytes_max
         self.parts: list[bytes] = []
         self.staged: list[Staged] = []
         self.bytes = 0
         self.position = index.head
         self._stored = stored
-        self._number = len(index.positions)
+        self._number = index.stop
         self._versions: dict[str, int] = {}
         self._appends: list[tuple[dict[bytes, int], int]] = []
+        self._truncations: list[int] = []
         self._types: dict[str, tuple[int, int]] = {}
         self._plain_bytes_max = min(limits.event_bytes_max, limits.append_bytes_max)
 
@@ -119,10 +129,12 @@ class Appender:
                 metadata = _NO_METADATA
             (payload,), (extra,) = payloads, metadata
             type_bytes, signature = self._types[kind]
-            stream = self.index.streams[name]
+            stream = self.index.streams.get(name) or self.index.find(name)
         except Exception:
             return None
         window = self.window
+        if stream is None:
+            return None
         version = self._versions.get(name, stream.next_version)
         size = len(region) + len(name) * 4 + HEADER_BYTES + 4
         if (
@@ -196,6 +208,32 @@ class Appender:
         window.young.update(new)
         self._appends.append((new, first_position))
         return reply, True
+
+    def truncate(self, request: tuple[Any, ...], now: int) -> tuple[Reply, bool]:
+        """Stage a TRUNCATE request (PROTOCOL.md §4) → (reply, whether it shares the fate of the group being staged).
+
+        Rounded down to where an append begins. Raises InvalidArgument behind the head, GroupFull.
+        """
+        if len(request) != 4 or type(request[3]) is not int or not 0 <= request[3] <= INT_MAX:
+            raise InvalidArgument("a truncation names a position")
+        _, request_id, _, position = request
+        index = self.index
+        if position > index.head:
+            raise InvalidArgument(f"position {position} is behind the head, {index.head}: nothing was truncated")
+        if position <= index.first_position:
+            return (request_id, 0, index.first_position), False
+        if position < index.head:
+            rows = index.rows_at(position)
+            position = rows.positions[rows.append_start(rows.at_position(position))]
+        head, region, crc = pack_control(TRUNCATE_LOG, [position], now)
+        length = len(head) + len(region) + len(crc)
+        if self.bytes + length > self.body_bytes_max:
+            raise GroupFull
+        self.parts += (head, region, crc)
+        self.staged.append(("", 0, 0, 0, length, True, False))
+        self.bytes += length
+        self._truncations.append(position)
+        return (request_id, 0, position), True
 
     @staticmethod
     def _check_resend(resend_head: Any) -> None:
@@ -305,7 +343,7 @@ class Appender:
         if pending is not None:
             version, deleted = pending, False
         else:
-            stream = self.index.streams.get(name)
+            stream = self.index.find(name)
             version, deleted = (stream.next_version, stream.deleted) if stream is not None else (0, False)
         if expected is None:
             return version
@@ -385,43 +423,45 @@ class Appender:
     def _duplicate(self, plan: list[Planned], ids: tuple[bytes, ...]) -> tuple[list[Any], bool]:
         """The original's places, if the request is one whole known append; else DuplicateEventId."""
         numbers = {self.window.get(event_id) for event_id in ids}
-        first_pending = len(self.index.positions)
+        first_pending = self.index.stop
         shares_fate = any(number is not None and number >= first_pending for number in numbers)
         number = numbers.pop()
         pending = number is not None and number >= first_pending
         if not numbers and number is not None:
             try:
-                original = self._pending(number) if pending else [_row(batch) for batch in self._stored(number)]
+                original: Sequence[KeptWrite] = self._pending(number) if pending else self._stored(number)
             except (CorruptLog, Overloaded) as damage:
                 raise OutcomeUnknown(
                     f"these ids are in the log, but what they came with can't be read: {damage}"
                 ) from None
-            writes = [(row[0], row[2]) for row in plan if row[2] is not None]
-            if [(name, region) for name, region, _, _ in original] == writes:
+            writes = [(row[0], fingerprint(row[2])) for row in plan if row[2] is not None]
+            if [(row.stream, row.digest) for row in original] == writes:
                 rows = iter(original)
                 places: list[Any] = []
                 for _, _, region, count, _ in plan:
                     if region is None:
                         places += (None, None, None, None)
                         continue
-                    _, _, position, version = next(rows)
+                    _, position, version, _, _ = next(rows)
                     places += (position, position + count - 1, version, version + count - 1)
                 return places, pending
         error = DuplicateEventId("an event id is known from another append; nothing was written")
         error.shares_fate = shares_fate
         raise error
 
-    def _pending(self, number: int) -> list[tuple[str, bytes, int, int]]:
-        """(stream, region, first position, first version) of a staged append's batches."""
-        at = number - len(self.index.positions)
-        rows: list[tuple[str, bytes, int, int]] = []
-        position = self.index.head + sum(row[1] for row in self.staged[:at])
-        for place in range(at, len(self.staged)):
-            name, events, version, _, _, starts, _ = self.staged[place]
+    def _pending(self, number: int) -> list[KeptWrite]:
+        """A staged append's batches."""
+        wanted = number - self.index.stop
+        rows: list[KeptWrite] = []
+        position = self.index.head
+        for place, (name, events, version, _, _, starts, _) in enumerate(self.staged):
             if rows and starts:
                 break
-            rows.append((name, self.parts[3 * place + 1], position, version))
-            position += events
+            if events:
+                if wanted <= 0:
+                    rows.append(KeptWrite(name, position, version, events, fingerprint(self.parts[3 * place + 1])))
+                wanted -= 1
+                position += events
         return rows
 
     # -- the group's end
@@ -429,6 +469,8 @@ class Appender:
     def commit(self, ordinal: int, offset: int) -> None:
         """The staged group is durable: index, head and id window advance."""
         self.index.apply(ordinal, offset, self.staged)
+        for position in self._truncations:
+            self.index.truncate(position)
         self.window.commit(self._appends)
         self._clear()
 
@@ -442,28 +484,16 @@ class Appender:
         self.staged = []
         self.bytes = 0
         self.position = self.index.head
-        self._number = len(self.index.positions)
+        self._number = self.index.stop
         self._versions.clear()
         self._appends.clear()
-
-    def restore_ids(self, number: int, batches: list[Batch]) -> None:
-        """Start: a durable append's ids come back into the window, appends in log order."""
-        ids: dict[bytes, int] = {}
-        for batch in batches:
-            column = unpack(batch.region)[0]
-            ids.update(dict.fromkeys(id_splitter(batch.events).unpack(column), number))
-        self.window.stage(ids)
-        self.window.commit([(ids, batches[0].first_position)])
+        self._truncations.clear()
 
 
 def _bytes(value: Any) -> bytes:
     if type(value) is not bytes:
         raise InvalidArgument("a payload is bin")
     return value
-
-
-def _row(batch: Batch) -> tuple[str, bytes, int, int]:
-    return batch.stream, batch.region, batch.first_position, batch.first_version
 
 
 def _wrong_version(

@@ -25,6 +25,7 @@ from tidelog.errors import (
 
 from . import requests as wire
 from .appender import Appender, AppendLimits, GroupFull, StoredAppend
+from .idwindow import IdWindow
 from .index import Index, Stream
 from .pages import Extent, cut_page
 from .peers import PROTOCOL, Peer, Peers
@@ -85,10 +86,12 @@ class Broker:
         info: Callable[[], dict[str, Any]],
         verdict: Callable[[], Verdict],
         verify: Callable[[bool], tuple[str, dict[str, Any] | None]] = lambda begin: ("none", None),
+        window: IdWindow | None = None,
+        checkpoint: Callable[[bool], tuple[str, dict[str, Any]]] = lambda begin: ("none", {}),
     ) -> None:
         self.identity = identity
         self.index = index
-        self.appender = Appender(index, append_limits, body_bytes_max, stored)
+        self.appender = Appender(index, append_limits, body_bytes_max, stored, window)
         self.peers = Peers()
         self.topics = Topics(identity.log_id)
         self.generation = 0
@@ -104,6 +107,7 @@ class Broker:
         self._info = info
         self._verdict = verdict
         self._verify = verify
+        self._checkpoint = checkpoint
         self._now = 0
 
     # -- taking messages
@@ -140,6 +144,8 @@ class Broker:
                 else:
                     self._touch(peer)
                     peer.fated.append(reply)
+            elif kind == wire.TRUNCATE and peer.alive:
+                self._append(peer, request)
             elif kind == wire.HELLO:
                 peer = self._hello(identity, request)
             elif kind == wire.HEALTH:
@@ -161,7 +167,10 @@ class Broker:
         try:
             if self.read_only:
                 raise Unavailable("this broker only reads: it was started with --salvage", "read-only")
-            reply, fated = self.appender.admit(request, self._now, self.generation)
+            if request[0] == wire.TRUNCATE:
+                reply, fated = self.appender.truncate(request, self._now)
+            else:
+                reply, fated = self.appender.admit(request, self._now, self.generation)
         except GroupFull:
             return False
         except TidelogError as error:
@@ -246,10 +255,11 @@ class Broker:
             deadline, name, wait_for = wire.parts(request, 3)
             if self._waits(peer, request, deadline, wait_for, now_ns):
                 return None
-            stream = index.streams.get(wire.text(name, "stream"))
+            stream = index.peek(wire.text(name, "stream"))
             if stream is None:
                 raise StreamNotFound(f"there is no stream {name!r}", name)
-            return (request_id, 0, stream.first_version, *self._ends(stream), len(stream.batches)), None
+            first = index.first_version(stream)
+            return (request_id, 0, first, *_ends(stream), index.batches_of(stream)), None
         if kind == wire.LIST_STREAMS:
             return (request_id, 0, *self._list(request)), None
         if kind == wire.POSITION_AT:
@@ -268,29 +278,27 @@ class Broker:
         if kind == wire.VERIFY:
             _, begin = wire.parts(request, 2)
             return (request_id, 0, *self._verify(begin is True)), None
+        if kind == wire.CHECKPOINT:
+            _, begin = wire.parts(request, 2)
+            return (request_id, 0, *self._checkpoint(begin is True)), None
         raise InvalidArgument(f"requests of kind {kind} are not built in this version")
-
-    def _ends(self, stream: Stream) -> tuple[int, int, bool]:
-        """(last version, last position, deleted)"""
-        last = self.index.position_behind(stream.batches[-1]) - 1
-        return stream.next_version - 1, last, stream.deleted
 
     def _list(self, request: Request) -> tuple[bool, list[tuple[Any, ...]]]:
         _, prefix, after, limit = wire.parts(request, 4)
         count = min(wire.integer(limit, "limit"), limits.LIST_STREAMS_MAX) or limits.LIST_STREAMS_MAX
         start = None if after is None else wire.text(after, "after")
-        more, names = self.index.list_streams(wire.text(prefix, "prefix"), start, count)
-        return more, [(name, *self._ends(self.index.streams[name])) for name in names]
+        more, streams = self.index.list_streams(wire.text(prefix, "prefix"), start, count)
+        return more, [(stream.name, *_ends(stream)) for stream in streams]
 
     def _position_at(self, when: int) -> int:
         """Bisection over the batches' times, which never go back; each probe reads one header, and the two batches that decide
         are read whole: a damaged header on the way can't make the answer wrong. Raises CorruptLog."""
         index, time = self.index, self._recorded_at
-        numbers = range(len(index.positions))
-        number = bisect_left(numbers, when, key=time)
-        if (number and time(number - 1, True) >= when) or (number in numbers and time(number, True) < when):
-            number = bisect_left(numbers, when, key=lambda at: time(at, True))
-        return index.positions[number] if number < len(index.positions) else index.head
+        numbers = range(index.first_number, index.stop)
+        at = bisect_left(numbers, when, key=time)
+        if (at and time(numbers[at - 1], True) >= when) or (at < len(numbers) and time(numbers[at], True) < when):
+            at = bisect_left(numbers, when, key=lambda number: time(number, True))
+        return index.position_of(numbers.start + at)
 
     # -- waiting for a position
 
@@ -323,6 +331,11 @@ class Broker:
             else:
                 still.append(row)
         self.waiting = still
+
+
+def _ends(stream: Stream) -> tuple[int, int, bool]:
+    """(last version, last position, deleted)"""
+    return stream.next_version - 1, stream.end - 1, stream.deleted
 
 
 def _refusal(request_id: Any, error: TidelogError) -> Request:

@@ -23,6 +23,8 @@ BLOCK = 4_096
 SEGMENT_HEADER_BYTES = 4_096
 ZERO_STEP_MAX = 16 << 20
 NO_TAG = bytes(8)
+TRUNCATE_LOG = 4
+"""Subtype of the control batch that truncates the log."""
 
 SEGMENT_MAGIC = b"TideSeg\0"
 MARK_MAGIC = b"TideMrk\0"
@@ -207,9 +209,11 @@ class Mark:
         )  # fmt: skip
 
 
-def pack_control(subtype: int, body: list[Any], recorded_at: int, index: int = 0, count: int = 1) -> bytes:
-    """A control batch (FORMAT.md §4)."""
+def pack_control(
+    subtype: int, body: list[Any], recorded_at: int, index: int = 0, count: int = 1
+) -> tuple[bytes, bytes, bytes]:
+    """A control batch (FORMAT.md §4): header, body, checksum."""
     region: bytes = msgpack.packb(body)
     length = HEADER_BYTES + len(region) + 4
     head = HEADER.pack(CONTROL, 0, 0, subtype, length, index, count, 0, len(region), 0, 0, recorded_at, 0)
-    return head + region + _U32.pack(crc32(region, crc32(head)))
+    return head, region, _U32.pack(crc32(region, crc32(head)))

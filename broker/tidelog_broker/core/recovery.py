@@ -36,7 +36,7 @@ CONTROL_SUBTYPES = 7
 
 
 class BatchRow(NamedTuple):
-    """A batch's header as recovery hands it to the index; `at` is its place in the body."""
+    """A batch's header as recovery hands it to the index; `at` is its place in the body, `region` that of its events."""
 
     at: int
     length: int
@@ -51,6 +51,7 @@ class BatchRow(NamedTuple):
     recorded_at: int
     signature: int
     stream: str
+    region: int
 
 
 @dataclass(slots=True)
@@ -84,10 +85,19 @@ class Tail:
 class SegmentReader:
     """Walks one segment's groups; afterwards `offset` is T, the place behind the last good one, and `seal` its seal.
 
-    `patient`: when the device fails, ask again for no more than is needed now.
+    `patient`: when the device fails, ask again for no more than is needed now. `since`: the chain stands behind a group of this
+    segment that ends at this offset, not before its first.
     """
 
-    def __init__(self, header: SegmentHeader, read: Read, size: int, chain: Chain, patient: bool = False) -> None:
+    def __init__(
+        self,
+        header: SegmentHeader,
+        read: Read,
+        size: int,
+        chain: Chain,
+        patient: bool = False,
+        since: int | None = None,
+    ) -> None:
         self.header = header
         self.chain = chain
         self.offset = SEGMENT_HEADER_BYTES
@@ -98,6 +108,10 @@ class SegmentReader:
         self._size = size
         self._buffer = b""
         self._buffer_at = 0
+        if since is not None:
+            self.end = since
+            self.offset = header.aligned(since)
+            return
         if header.first_group != chain.group + 1 or header.previous_tag != chain.tag:
             raise self.damage(
                 f"it begins with group {header.first_group} behind tag {header.previous_tag.hex()}, expected group "
@@ -178,7 +192,8 @@ class SegmentReader:
                 raise self.damage(f"group {head.number}: a stream name that is not UTF-8") from None
             rows.append(
                 BatchRow(
-                    at, length, kind, flags, layout, index, count, events, first, version, time, signature, stream
+                    at, length, kind, flags, layout, index, count, events, first, version, time, signature, stream,
+                    stop - region,
                 )
             )  # fmt: skip
             position += events

@@ -75,7 +75,7 @@ class Topics:
                     in_category.setdefault(category, []).extend(stored)
                     reach[category] = position
             for category, stored in in_category.items():
-                known = index.categories.get(category)
+                known = index.find_category(category)
                 since = ends.get(category, known.end if known else 0)
                 yield (
                     b"C" + category.encode() + b"\0",
