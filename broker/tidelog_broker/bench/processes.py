@@ -150,3 +150,11 @@ def rate(results: Sequence[dict[str, Any]]) -> float:
     """Things a second over all workers, from the first one's begin to the last one's end."""
     elapsed = max(row["end"] for row in results) - min(row["begin"] for row in results)
     return float(sum(row["count"] for row in results) * 1e9 / elapsed)
+
+
+def resident_mb(pid: int) -> float:
+    """VmRSS of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1000
+    raise WorkerFailed(f"process {pid} tells no VmRSS")

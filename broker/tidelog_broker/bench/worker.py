@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 import zlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from tidelog import Appended, Client, Event
@@ -132,9 +134,60 @@ def append_one(job: Job) -> Result:
     return {**span(begin, last, job["count"]), "latencies": latencies}
 
 
+def append_for(job: Job) -> Result:
+    """One append in flight for some seconds; when each was answered."""
+    payload, metadata = bytes(job["payload"]), bytes(job["metadata"])
+    clock = time.perf_counter_ns
+    times: list[int] = []
+    latencies: list[int] = []
+    with Client(job["endpoint"], timeout=CALL_S) as client:
+        client.append(job["stream"], Event("measured", payload, metadata))
+        wait_for_go()
+        begin = last = clock()
+        while last < begin + job["seconds"] * 1_000_000_000:
+            client.append(job["stream"], Event("measured", payload, metadata))
+            now = clock()
+            times.append(now)
+            latencies.append(now - last)
+            last = now
+    return {**span(begin, last, len(times)), "times": times, "latencies": latencies}
+
+
+def save(job: Job) -> Result:
+    """A checkpoint, from asking for it until it is made."""
+    with Client(job["endpoint"], timeout=CALL_S) as client:
+        client.head()
+        wait_for_go()
+        begin = time.perf_counter_ns()
+        state, _ = client.checkpoint(begin=True)
+        while state == "running" and time.perf_counter_ns() < begin + job["seconds"] * 1_000_000_000:
+            time.sleep(0.02)
+            state, _ = client.checkpoint()
+        return span(begin, time.perf_counter_ns(), 1)
+
+
+def stranger(job: Job) -> Result:
+    """A process that only computes, as nice as the broker's own."""
+    os.nice(10)
+    wait_for_go()
+    begin = now = time.perf_counter_ns()
+    block = bytes(1 << 16)
+    while now < begin + job["seconds"] * 1_000_000_000:
+        sum(map(zlib.crc32, [block] * 8))
+        sum(range(2_000))
+        now = time.perf_counter_ns()
+    return span(begin, now, 1)
+
+
 def append(job: Job) -> Result:
     """A sliding window of appends in flight; when it is full, the oldest is waited for."""
-    names = [f"{job['stream']}/{number}" for number in range(job.get("streams", 1))]
+    if job.get("skewed"):
+        # Nine of ten in a tenth of the streams; more names than are wanted at once would be memory of ours.
+        many, draw = job["streams"], Random(job["seed"])
+        drawn = [draw.randrange(many if draw.random() < 0.1 else many // 10) for _ in range(job["count"])]
+        names = [f"{job['stream']}/{number}" for number in drawn]
+    else:
+        names = [f"{job['stream']}/{number}" for number in range(job.get("streams", 1))]
     with Client(job["endpoint"], timeout=CALL_S) as client:
         client.head()
         _append(client, names, job, job["count"] // WARM_UP + 1 if job.get("warm", True) else 0)
@@ -230,7 +283,21 @@ def _main() -> None:
 
 
 JOBS: dict[str, Callable[[Job], Result]] = {
-    job.__name__: job for job in (echo, bare_append, decode, scan, append_one, append, read, publish, subscribe)
+    job.__name__: job
+    for job in (
+        echo,
+        bare_append,
+        decode,
+        scan,
+        append_one,
+        append_for,
+        append,
+        read,
+        publish,
+        subscribe,
+        save,
+        stranger,
+    )
 }
 
 if __name__ == "__main__":

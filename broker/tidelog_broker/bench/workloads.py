@@ -14,8 +14,9 @@ from typing import Any
 
 from tidelog import Client, Event
 
+from . import index
 from .bare import sync_times
-from .processes import START_S, Process, Processes, WorkerFailed, rate
+from .processes import START_S, Process, Processes, WorkerFailed, rate, resident_mb
 from .report import Row, Sample, Target, percentile
 
 PAYLOAD = 256
@@ -40,7 +41,7 @@ class Bench:
         self.folder = folder
         self.repeat = repeat
         self.quick = quick
-        self._progress = progress
+        self.progress = progress
 
     def run(self, name: str) -> list[Row]:
         """The rows of one workload."""
@@ -55,16 +56,16 @@ class Bench:
     def repeated(self, what: str, sample: Callable[[], Sample]) -> list[Sample]:
         samples = []
         for number in range(self.repeat):
-            self._progress(f"{what}  {number + 1} of {self.repeat}")
+            self.progress(f"{what}  {number + 1} of {self.repeat}")
             samples.append(sample())
         return samples
 
     @contextmanager
-    def broker(self) -> Iterator[tuple[str, Path, Process]]:
+    def broker(self, *flags: str) -> Iterator[tuple[str, Path, Process]]:
         """A broker with an empty log: (endpoint, data, process). The log goes with it."""
         data = self.folder / "log"
         endpoint = self.processes.endpoint()
-        process = self.processes.broker(data, endpoint)
+        process = self.processes.broker(data, endpoint, *flags)
         try:
             yield endpoint, data, process
         finally:
@@ -163,7 +164,7 @@ class Bench:
         """Everything that is there."""
         events = self.size(10_000) * 100
         with self.broker() as (endpoint, _, _):
-            self._progress(f"W5 appends {events:,} events")
+            self.progress(f"W5 appends {events:,} events")
             self.load(endpoint, events // 100, events=100, window=16, metadata=METADATA)
 
             def sample() -> Sample:
@@ -221,7 +222,7 @@ class Bench:
     def _restart(self, events: int, appends: int) -> Row:
         with self.broker() as (endpoint, data, first):
             broker = first
-            self._progress(f"W7 appends {events * appends:,} events")
+            self.progress(f"W7 appends {events * appends:,} events")
             self.load(endpoint, appends, events=events, window=64, metadata=METADATA, streams=1_000)
 
             def sample() -> Sample:
@@ -256,20 +257,12 @@ class Bench:
         """Resident memory after 1 M appends of one event in 10,000 streams; once, for it hardly varies."""
         appends = self.size(1_000_000)
         with self.broker() as (endpoint, _, process):
-            self._progress(f"memory appends {appends:,} events")
+            self.progress(f"memory appends {appends:,} events")
             empty = resident_mb(process.pid)
             self.load(endpoint, appends, window=256, metadata=METADATA, streams=MEMORY_STREAMS)
             sample = Sample(resident_mb(process.pid), 0.0, {"empty MB": empty})
         what = f"resident, {appends:,} events in {MEMORY_STREAMS:,} streams, 1 an append"
         return [Row("memory", what, "MB", "", [sample], Target(MEMORY_TARGET_MB, True))]
-
-
-def resident_mb(pid: int) -> float:
-    """VmRSS of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1000
-    raise WorkerFailed(f"process {pid} tells no VmRSS")
 
 
 WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -282,5 +275,7 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "W7": Bench.restart,
     "memory": Bench.memory,
     "bare": Bench.bare,
+    "streams": index.streams,
+    "checkpoint": index.checkpoint,
 }
-DEFAULT = [name for name in WORKLOADS if name != "bare"]
+DEFAULT = [name for name in WORKLOADS if name not in ("bare", "streams", "checkpoint")]

@@ -21,10 +21,12 @@ from .run import DELETED, STREAM_KEY, Entry, Run, category_key, stream_key
 
 __all__ = ["OFFSET_MASK", "PLACE_SHIFT", "Category", "Index", "Staged", "Stream", "Tail", "category_of"]
 
-STREAMS_CACHED = 1 << 18
+STREAMS_CACHED = 1 << 17
 """Streams, and categories, in each of the two generations that are kept in memory."""
 PIECES_CACHED = 64
 TIDY_STEP = 256
+_NO_ROWS = array("I")
+"""What a stream has in no tail; never appended to, for a tail gives it rows of its own."""
 
 Staged = tuple[str, int, int, int, int, bool, bool]
 """A batch on its way into the index: (stream, or "" for a control batch; count of events; first version; signature; length in
@@ -40,7 +42,7 @@ class Category:
         self.name = name
         self.end = end
         self.tail: Tail | None = None
-        self.batches = array("I")
+        self.batches = _NO_ROWS
 
 
 class Stream:
@@ -56,7 +58,7 @@ class Stream:
         self.end = end
         self.deleted = deleted
         self.tail: Tail | None = None
-        self.batches = array("I")
+        self.batches = _NO_ROWS
 
 
 Held = TypeVar("Held", Stream, Category)
