@@ -38,7 +38,7 @@ Event = namedtuple("Event", "position stream version type id recorded_at payload
 Group = namedtuple("Group", "group segment offset first_position batches length")
 Control = namedtuple("Control", "control recorded_at fields")
 Mark = namedtuple("Mark", "log_id sequence group segment offset head open_segment open_position")
-Record = namedtuple("Record", "magic length number segment offset position count crc previous tag")
+Record = namedtuple("Record", "magic length number segment offset position count sum previous tag")
 Items = Iterator[Event | Group | Control]
 Batch = namedtuple("Batch", "kind flags name_len layout length index count n region_len position version time types")
 
@@ -252,8 +252,8 @@ class Reader:
             if record is None or doubt or record.magic == b"TLSL":
                 break
             body = file.read(record.length)  # bounded by group_bytes_max and the file's size
-            if zlib.crc32(body) != record.crc:
-                doubt = f"CRC of the body of group {record.number}"
+            if zlib.adler32(body) != record.sum:
+                doubt = f"sum of the body of group {record.number}"
                 break
             need(record.previous == self.tag, f"{place}: group {record.number} does not continue the chain of tags")
             file.seek(end)

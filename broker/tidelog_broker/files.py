@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
-from zlib import crc32
+from zlib import adler32
 
 from tidelog.errors import CorruptLog, InvalidHeader
 from tidelog.limits import GROUP_BYTES_MAX
@@ -386,7 +386,7 @@ class LogFiles:
                         return False
                     body = file.read(since.at + GROUP_HEADER_BYTES, head.body_bytes)
                     self.report.bytes_read += len(body) + GROUP_HEADER_BYTES
-                    return since.end == since.at + GROUP_HEADER_BYTES + len(body) and crc32(body) == head.body_crc
+                    return since.end == since.at + GROUP_HEADER_BYTES + len(body) and adler32(body) == head.body_sum
                 offset = file.size() - GROUP_HEADER_BYTES
                 seal = authentic_header(file.read(offset, GROUP_HEADER_BYTES), 0, header.key, header.ordinal, offset)
                 if seal is None or not seal.seal:

@@ -16,7 +16,7 @@ from tidelog_broker.restore import Joined, restore
 from tidelog_broker.snapshot import take, write_backup
 
 FROZEN = Path(__file__).with_name("v1.backup")
-DIGEST = "3a20d7e01c50f79912d81f244aea87f3"
+DIGEST = "4558f932a4bdfb483663323703a5cf2b"
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

@@ -96,7 +96,7 @@ class SegmentWriter:
 
     def header(self, magic: bytes, body: bytes, number: int, head: int, count: int) -> bytes:
         where = (number, self.ordinal, len(self.raw), head)
-        raw = struct.pack("<4sI4QII8s", magic, len(body), *where, count, zlib.crc32(body), self.tag)
+        raw = struct.pack("<4sI4QII8s", magic, len(body), *where, count, zlib.adler32(body) if body else 0, self.tag)
         return raw + hashlib.blake2b(raw, digest_size=8, key=self.key).digest()
 
     def append(self, *batches: bytes, number: int = 0, head: int | None = None, events: int = 0) -> None:

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
-from zlib import crc32
+from zlib import adler32, crc32
 
 import msgpack
 from tidelog.batch import CONTROL, HEADER, HEADER_BYTES
@@ -129,7 +129,7 @@ class GroupHeader:
     offset: int
     first_position: int
     batches: int
-    body_crc: int
+    body_sum: int
     previous_tag: bytes
     tag: bytes
 
@@ -139,7 +139,7 @@ def pack_group_header(
 ) -> bytes:
     """The 64 bytes before a group's body; the last 8 are its tag."""
     head = _GROUP.pack(
-        GROUP_MAGIC, len(body), number, ordinal, offset, position, batches, crc32(body), previous_tag
+        GROUP_MAGIC, len(body), number, ordinal, offset, position, batches, adler32(body), previous_tag
     )  # fmt: skip
     return head + tag_of(key, head)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
-from zlib import crc32
+from zlib import adler32, crc32
 
 from tidelog.batch import COLUMNS, CONTROL, CRC, DELETION, EVENTS, HAS_SESSION, HEADER, HEADER_BYTES
 from tidelog.errors import CorruptLog, InvalidHeader
@@ -143,7 +143,7 @@ class SegmentReader:
         ):
             return None
         body = self._bytes(at + GROUP_HEADER_BYTES, head.body_bytes)
-        if crc32(body) != head.body_crc:
+        if adler32(body) != head.body_sum:
             return None
         rows, position = self._rows(head, body)
         self.chain.group, self.chain.tag, self.chain.position = head.number, head.tag, position
@@ -290,7 +290,7 @@ class SegmentReader:
     def islands(self) -> Iterator[GroupHeader]:
         """Whole groups behind T, out of the chain's reach: what cutting there would take away."""
         for at, head in self._authentic(self.offset, self._size):
-            if not head.seal and crc32(self._read(at + GROUP_HEADER_BYTES, head.body_bytes)) == head.body_crc:
+            if not head.seal and adler32(self._read(at + GROUP_HEADER_BYTES, head.body_bytes)) == head.body_sum:
                 yield head
 
     def _last_non_zero(self, start: int) -> int:
