@@ -6,18 +6,22 @@ that run and forgets what was frozen. Nothing is lost when any of this fails: th
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from tidelog.errors import CorruptLog
 
+from . import checkpoints
 from .child import Child
 from .config import Config
 from .core.run import BadIndex
 from .store import Store
 
 RETRY_NS = 10_000_000_000
+UNSAVED_TAILS_MAX = 2
+"""Tails' worth of unsaved batches from which on the loop gives way."""
 STOP_ROWS_MAX = 1 << 18
 """What can be saved inside a stop's deadline; more is left to the log."""
 
@@ -57,6 +61,14 @@ class Checkpointing:
     def running(self) -> bool:
         """True while a process reads the files."""
         return self._child.running
+
+    def lags(self) -> bool:
+        """True while so much is unsaved that memory would grow without bound if appends did not wait for the child a little."""
+        index = self._store.index
+        if not index.frozen or not self._child.running:
+            return False
+        unsaved = sum(len(tail.positions) for tail in (*index.frozen, index.tail))
+        return unsaved > UNSAVED_TAILS_MAX * self._settings.tail_batches
 
     def _removable(self) -> int:
         """The last segment that a truncation has emptied and no base tells of yet; 0 if there is none."""
@@ -141,7 +153,12 @@ class Checkpointing:
         if store.log.read_only or store.log.group <= store.checkpoint_group or rows > STOP_ROWS_MAX:
             return
         try:
-            store.checkpoint()
+            try:
+                store.checkpoint()
+            except BadIndex as error:
+                # Nothing is wrong with the log: it is closed as ever, and the next start reads it.
+                checkpoints.forget(store.disk)
+                raise OSError(errno.EIO, f"{error}; it was set aside") from error
         except OSError as error:
             print(
                 f"tidelog: the index could not be saved, the next start takes longer: {error}",

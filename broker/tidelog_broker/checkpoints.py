@@ -19,7 +19,7 @@ from .disk import Disk, File
 
 FOLDER = "index"
 KEPT = 2
-_CHECKPOINT = re.compile(r"checkpoint-(\d{20})\Z")
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{20})\Z")
 _RUN = re.compile(r"run-\d{20}-\d{20}\Z")
 _UNFINISHED = ".tmp"
 _WRITE_BYTES = 1 << 20
@@ -130,7 +130,7 @@ def good(disk: Disk) -> Iterator[tuple[str, Checkpoint]]:
     except OSError:
         return
     for name in sorted(names, reverse=True):
-        if _CHECKPOINT.match(name):
+        if CHECKPOINT_NAME.match(name):
             try:
                 yield name, read(disk, name)
             except BadIndex:
@@ -230,7 +230,7 @@ def sweep(disk: Disk, log_id: bytes) -> None:
     wanted = {name for name, _ in kept} | {row.name for _, checkpoint in kept for row in checkpoint.runs}
     for name in sorted(names):
         # Checkpoints sort before runs: none is left that names a run which is gone.
-        ours = _CHECKPOINT.match(name) or _RUN.match(name) or name.endswith(_UNFINISHED)
+        ours = CHECKPOINT_NAME.match(name) or _RUN.match(name) or name.endswith(_UNFINISHED)
         if ours and name not in wanted:
             disk.unlink(f"{FOLDER}/{name}")
 
@@ -239,7 +239,7 @@ def forget(disk: Disk) -> None:
     """Set every checkpoint aside: the next start reads the log. Raises OSError."""
     forgotten = False
     for name in _names(disk):
-        if _CHECKPOINT.match(name):
+        if CHECKPOINT_NAME.match(name):
             disk.unlink(f"{FOLDER}/{name}")
             forgotten = True
     if forgotten:

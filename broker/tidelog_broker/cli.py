@@ -17,6 +17,7 @@ import click
 
 from . import cli_text as text
 from .cli_backup import backup, export, import_, restore
+from .cli_doctor import doctor
 from .cli_log import checkpoint, repair, truncate, verify
 from .cli_migrate import migrate
 from .cli_shared import (
@@ -440,6 +441,7 @@ main.add_command(checkpoint)
 main.add_command(truncate)
 main.add_command(verify)
 main.add_command(repair)
+main.add_command(doctor)
 main.add_command(migrate)
 for command in (backup, restore, export, import_):
     main.add_command(command)

@@ -16,6 +16,7 @@ from .cli_shared import EXIT_IO, EXIT_TAKEN, EXIT_UNREACHABLE, EXIT_USAGE, Refus
 
 if TYPE_CHECKING:
     from .disk import RealDisk
+    from .store import IndexSettings
     from .verify import Survey
 
 POLL_S = 0.1
@@ -36,7 +37,7 @@ def opened(data: str, *, alone: bool) -> Iterator[RealDisk]:
             disk.lock()
         yield disk
     except Locked as error:
-        raise Refused(f"{error}: ask that broker with `tidelog verify`, without --data", EXIT_TAKEN) from None
+        raise Refused(f"{error}: ask that broker, without --data", EXIT_TAKEN) from None
     except OSError as error:
         raise Refused(f"{data}: {error.strerror}", EXIT_IO) from None
     finally:
@@ -201,27 +202,42 @@ def _checkpoint_in(
     data: str, until: int | None, id_window_events: int | None, tail_batches: int | None, base: int | None
 ) -> dict[str, Any]:
     """Of a log on which no broker runs; or, with `until`, beside the broker whose child this is."""
-    from .files import LogSettings
-    from .store import IndexSettings, Store
+    from . import checkpoints
+    from .core.run import BadIndex
+    from .store import IndexSettings
 
     defaults = IndexSettings()
     settings = IndexSettings(
         id_window_events=id_window_events or defaults.id_window_events,
         tail_batches=tail_batches or defaults.tail_batches,
     )
+    if until is not None:
+        os.nice(10)
     with opened(data, alone=until is None) as disk:
-        if until is not None:
-            os.nice(10)
-            store = Store.behind_checkpoint(disk, LogSettings(), settings, until)
-            store.checkpoint()
-            if base is not None:
-                store.write_base(base)
-        else:
-            store = Store(disk, LogSettings(), os.urandom, settings)
-            store.log.mark()
-            store.checkpoint()
-            store.log.close()
-        return {"group": store.checkpoint_group, "head": store.index.head}
+        try:
+            return _saved(disk, settings, until, base)
+        except BadIndex:
+            # A part that only merging reads is damaged: all of it comes from the log again.
+            checkpoints.forget(disk)
+            return _saved(disk, settings, until, base)
+
+
+def _saved(disk: RealDisk, settings: IndexSettings, until: int | None, base: int | None) -> dict[str, Any]:
+    """Raises BadIndex, CorruptLog, InvalidHeader, OSError, FailStop, StorageFull."""
+    from .files import LogSettings
+    from .store import Store
+
+    if until is not None:
+        store = Store.behind_checkpoint(disk, LogSettings(), settings, until)
+        store.checkpoint()
+        if base is not None:
+            store.write_base(base)
+    else:
+        store = Store(disk, LogSettings(), os.urandom, settings)
+        store.log.mark()
+        store.checkpoint()
+        store.log.close()
+    return {"group": store.checkpoint_group, "head": store.index.head}
 
 
 @click.command()

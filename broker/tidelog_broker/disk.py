@@ -196,5 +196,14 @@ class RealDisk:
         finally:
             os.close(descriptor)
 
+    def room(self) -> tuple[int, int]:
+        """(bytes that this user may still write, all bytes) of the file system."""
+        found = os.fstatvfs(self._directory)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    def modified(self, name: str) -> float:
+        """When a file was last written, in seconds since the epoch."""
+        return os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
+
     def close(self) -> None:
         os.close(self._directory)

@@ -77,6 +77,8 @@ def _rows(index: Index) -> Iterator[tuple[Rows, int]]:
     number = index.first_number
     while number < index.stop:
         rows = index.rows(number)
+        if not rows.first <= number < rows.stop:
+            raise BadIndex(f"batch {number} stands nowhere in the index")
         yield rows, number - rows.first
         number = rows.stop
 

@@ -16,9 +16,11 @@ from tidelog.batch import CONTROL, HEADER_BYTES
 from tidelog.errors import CorruptLog, InvalidHeader, Overloaded, StorageFull
 from tidelog.wire import CRC_RESIDUE
 
+from .core.base import BaseReader
 from .core.format import (
     GROUP_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
+    SEGMENT_NAME,
     SegmentHeader,
     authentic_header,
     pack_group_header,
@@ -231,17 +233,30 @@ class Log(OpenFiles):
 
     def segment_header(self, ordinal: int) -> SegmentHeader:
         """A segment's header. Raises CorruptLog."""
+        if ordinal not in self._names:
+            # Who reads up to a durable group only has not met an open segment that holds none yet.
+            names = (name for name in self._disk.names() if SEGMENT_NAME.match(name))
+            self._names.update((ordinal, name) for name in names if int(name[:10]) == ordinal)
         try:
             return SegmentHeader.unpack(self.read(ordinal, 0, SEGMENT_HEADER_BYTES), self._names[ordinal])
         except InvalidHeader as error:
             raise self.rot(ordinal, 0, error.text) from None
 
-    def use_base(self) -> None:
+    def use_base(self) -> BaseReader:
         """Go on with the newest base, which is durable. Raises CorruptLog or OSError."""
+        known, chain = self._bases, self._chain
         self._bases = sorted(name for name in self._disk.names() if BASE_NAME.match(name))
-        chain = self._chain
-        self._open_base(self._bases[-1])
+        try:
+            self._open_base(self._bases[-1])
+        except BaseException:
+            self._bases = known
+            raise
         self._chain = chain
+        assert self.base is not None
+        return self.base
+
+    def remove_told(self) -> None:
+        """From here on the segments that the base tells of are `to_remove`."""
         self.to_remove = [ordinal for ordinal in sorted(self._names) if ordinal <= self._base_ordinal]
 
     def remove_one(self) -> None:

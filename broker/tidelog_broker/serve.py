@@ -6,6 +6,8 @@ import gc
 import os
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -14,8 +16,10 @@ from tidelog.errors import CorruptLog, InvalidHeader, StorageFull
 from .config import Config
 from .disk import Locked, RealDisk
 from .endpoints import Endpoint, EndpointTaken, UnsafeEndpoint, WrongEndpoint, default_endpoint, parse_endpoint
+from .files import Replay
 from .health import Health
 from .log import FailStop
+from .progress import Progress
 from .server import Server
 from .store import Store
 
@@ -49,8 +53,12 @@ def serve(config: Config) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"tidelog: {text}", file=sys.stderr, flush=True)
+    _tell(text)
     return code
+
+
+def _tell(text: str) -> None:
+    print(f"tidelog: {text}", file=sys.stderr, flush=True)
 
 
 def _serve(config: Config) -> int:
@@ -70,11 +78,15 @@ def _serve(config: Config) -> int:
             EXIT_UNSAFE,
         )
     disk.lock()
-    store = _salvage(disk, config) if salvage else Store(disk, config.log_settings, os.urandom, config.index_settings)
+    around = Progress(disk, time.monotonic, _tell).around
+    if salvage:
+        store = _salvage(disk, config, around)
+    else:
+        store = Store(disk, config.log_settings, os.urandom, config.index_settings, around)
     for endpoint in endpoints:
         endpoint.take()
     for warning in store.log.report.warnings:
-        print(f"tidelog: warning: {warning}", file=sys.stderr, flush=True)
+        _tell(f"warning: {warning}")
     # The index is long-lived: collections must not walk it again and again.
     gc.collect()
     gc.freeze()
@@ -88,9 +100,9 @@ def _serve(config: Config) -> int:
         context.destroy(linger=200)
 
 
-def _salvage(disk: RealDisk, config: Config) -> Store:
+def _salvage(disk: RealDisk, config: Config, around: Callable[[Replay], Replay]) -> Store:
     """What is good of a log, to be read only. Raises CorruptLog when nothing is."""
-    store = Store.inspect(disk, config.log_settings)
+    store = Store.inspect(disk, config.log_settings, around)
     damage = store.log.damage
     if not store.log.segments():
         raise damage or CorruptLog("there is nothing to salvage: the log holds no segment", "", 0)

@@ -47,6 +47,7 @@ ANSWERS_MAX = 256
 ANSWER_BYTES_MAX = 4 << 20
 """Reads answered between two groups: they must not hold up appends."""
 FULL_RETRY_MS = 1_000
+LAG_PAUSE_S = 0.005
 HANGING_SYNC_US = 1_000_000
 STOP_DRAIN_NS = 3_000_000_000
 """What is still unread then is left to the next broker: senders that never pause must not keep this one (health.py has
@@ -97,6 +98,7 @@ class Server:
         self._next_heartbeat_ns = 0
         self._next_retry_ns = 0
         self._last_commit_ns = 0
+        self._slowest_sync_ns = self._last_sync_ns = 0
         self._prepare = threading.Event()
         self._preparer = threading.Thread(target=self._prepare_loop, name="tidelog-prepare", daemon=True)
 
@@ -141,6 +143,8 @@ class Server:
             self._tick()
             if self.failure:
                 raise self.failure
+            if self._checkpointing.lags():
+                time.sleep(LAG_PAUSE_S)
             if self.stop_requested.is_set():
                 break
             if worked or broker.later or broker.backlog:
@@ -194,6 +198,8 @@ class Server:
             raise
         finally:
             self._last_commit_ns = time.monotonic_ns()
+            self._last_sync_ns = self._last_commit_ns - self.syncing_since_ns
+            self._slowest_sync_ns = max(self._slowest_sync_ns, self._last_sync_ns)
             self.syncing_since_ns = 0
         broker.committed(*place)
         self._send_replies()
@@ -469,18 +475,24 @@ class Server:
 
     def _info(self) -> dict[str, Any]:
         """Figures for people (INFO)."""
-        index, log = self.store.index, self.store.log
+        index, log, window = self.store.index, self.store.log, self.broker.appender.window
         return {
             "version": VERSION,
             "pid": os.getpid(),
             "data": str(self._config.data.absolute()),
             "log_id": log.log_id.hex(),
+            "read_only": log.read_only,
+            "strict": log.settings.strict,
+            "align": log.settings.align,
+            "first_position": index.first_position,
             "head": index.head,
             "groups": log.group,
             "segments": log.segments(),
             "streams": index.stream_count,
             "batches": index.stop - index.first_number,
             "syncs": log.syncs,
+            "slowest_sync_us": self._slowest_sync_ns // 1000,
+            "last_sync_us": self._last_sync_ns // 1000,
             "opened": {
                 "checkpoint_group": log.report.since,
                 "groups_read": log.report.groups,
@@ -495,7 +507,9 @@ class Server:
             "topics": len(self.broker.topics.subscribed),
             "everything_subscribed": EVERYTHING in self.broker.topics.subscribed,
             "refused": self.broker.refused,
-            "known_ids": len(self.broker.appender.window.young) + len(self.broker.appender.window.old),
+            "known_ids": len(window.young) + len(window.old),
+            "id_window_events": window.events,
+            "id_window_begins": window.begins,
             "uptime_seconds": (time.monotonic_ns() - self._started_ns) // 1_000_000_000,
         }
 

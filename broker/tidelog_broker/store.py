@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from zlib import crc32
 
 import msgpack
@@ -21,7 +22,7 @@ from tidelog.wire import CRC_RESIDUE
 
 from . import checkpoints
 from .checkpoints import RunFile
-from .core.base import Base, BaseReader, KeptAppend, KeptWrite, kept_writes
+from .core.base import Base, BaseReader, KeptAppend, KeptWrite, base_name, kept_writes
 from .core.checkpoint import Checkpoint
 from .core.format import TRUNCATE_LOG
 from .core.idwindow import IdWindow, event_ids
@@ -73,9 +74,10 @@ class Store:
         settings: LogSettings,
         random: Callable[[int], bytes],
         index_settings: IndexSettings | None = None,
+        around: Callable[[Replay], Replay] = lambda replay: replay,
     ) -> None:
-        """Raises what Log.open raises."""
-        self._open(disk, index_settings, lambda: Log.open(disk, settings, random, self._replay, self))
+        """Raises what Log.open raises. `around` as for `inspect`."""
+        self._open(disk, index_settings, lambda: Log.open(disk, settings, random, around(self._replay), self))
         self._log_id = self.log.log_id
         if self.spill_failed:
             self.log.report.warnings.append(self.spill_failed)
@@ -109,8 +111,14 @@ class Store:
         Raises CorruptLog, InvalidHeader, OSError.
         """
         store = cls.__new__(cls)
-        inspect = partial(Log.inspect, disk, settings, store._replay, until, store, cached=True)
-        store._open(disk, index_settings, inspect)
+
+        def replay(ordinal: int, group: Group) -> None:
+            # The running broker has judged these groups: a new run needs no look into the older ones.
+            store.index.recalls = False
+            store._replay(ordinal, group)
+
+        store._open(disk, index_settings, lambda: Log.inspect(disk, settings, replay, until, store, cached=True))
+        store.index.recalls = True
         if store.log.damage is not None:
             raise store.log.damage
         return store
@@ -139,7 +147,8 @@ class Store:
         self._points: dict[Since, Checkpoint] = {}
         self._log_id = b""
         self.checkpoint_group = 0
-        self.kept: dict[int, KeptAppend] = {}
+        self._base: BaseReader | None = None
+        self._kept: dict[int, KeptAppend] | None = None
         self.spill_failed = ""
         self.index_bytes_read = 0
         self._reset()
@@ -172,8 +181,9 @@ class Store:
             return False
         if base is not None:
             self.index.base_number = base.base.number
-            self.index.truncate(base.base.first_position)
-            self._keep_appends(base)
+            # No further: what a truncation behind the checkpoint hides is not in this index yet, and its record comes.
+            self.index.truncate(base.base.head)
+            self._tell(base)
         return True
 
     def begin(self, base: BaseReader | None) -> None:
@@ -181,9 +191,10 @@ class Store:
         if base is None:
             return
         self._log_id = base.base.log_id
-        self._keep_appends(base)
-        if base.base.window_events == self._settings.id_window_events:
-            self.window = IdWindow.from_base(base.base, self.kept.values())
+        self._tell(base)
+        self.window = IdWindow.from_base(base.base, self._kept_appends().values())
+        self.window.turns.insert(0, base.base.window_begins)  # the next base asks for it
+        self.window.events = self._settings.id_window_events
         number = base.base.number
         write = partial(write_base_run, base)
         run: Run | None = None
@@ -206,9 +217,18 @@ class Store:
         # A truncation that reaches further stands in a segment that is still there.
         index.first_position, index.first_number = base.base.head, number
 
-    def _keep_appends(self, base: BaseReader) -> None:
-        """The removed appends whose ids are still known."""
-        self.kept = {append.number: append for append in base.kept()}
+    def _tell(self, base: BaseReader) -> None:
+        """From here on this base tells of removed appends."""
+        self._base, self._kept = base, None
+
+    def _kept_appends(self) -> dict[int, KeptAppend]:
+        """The removed appends whose ids were known when the base was made, by number. Raises CorruptLog.
+
+        Read when somebody asks, for that takes up to a second, and repeats of what was removed are rare.
+        """
+        if self._kept is None:
+            self._kept = {append.number: append for append in self._base.kept()} if self._base else {}
+        return self._kept
 
     def _load(self, saved: Checkpoint) -> None:
         runs = checkpoints.open_runs(self.disk, saved, self._runs)
@@ -317,10 +337,10 @@ class Store:
                     f"{row.layout}) that this version does not honour: use a newer Tidelog"
                 )
             expected = versions.get(row.stream)
-            if expected is None:
+            if expected is None and index.recalls:
                 known = index.find(row.stream)
                 expected = known.next_version if known else 0
-            if row.first_version != expected:
+            if row.first_version != expected and expected is not None:
                 offset = group.body_offset + row.at
                 raise CorruptLog(
                     f"the log is damaged in segment {ordinal} at offset {offset}: stream {row.stream!r} goes on with "
@@ -393,7 +413,33 @@ class Store:
             recorded_at=index.recorded_at, window_events=self.window.events, window_begins=begins,
             window_young_begins=young_begins,
         )  # fmt: skip
-        checkpoints.write_base(self.disk, base, self._appends_before(number), base_rows(index.runs, number))
+        try:
+            checkpoints.write_base(self.disk, base, self._appends_before(number), base_rows(index.runs, number))
+        except (OSError, CorruptLog):
+            self._drop(f"{base_name(base.group)}.tmp")
+            raise
+        try:
+            self._read_back(base_name(base.group))
+        except (CorruptLog, OSError) as error:
+            self._drop(base_name(base.group))
+            raise OSError(errno.EIO, f"the device does not give back what was written: {error}") from error
+
+    def _read_back(self, name: str) -> None:
+        """Check all of a base as the device has it, for what it replaces goes next. Raises CorruptLog or OSError."""
+        file = self.disk.open(name)
+        try:
+            file.drop_cache()
+            reader = BaseReader(name, file.read, file.size())
+            for _ in chain(reader.kept(), reader.rows()):
+                pass
+        finally:
+            file.close()
+
+    def _drop(self, name: str) -> None:
+        """A base that is of no use takes no room. Raises OSError."""
+        if name in self.disk.names():
+            self.disk.unlink(name)
+            self.disk.sync_folder()
 
     def _appends_before(self, number: int) -> Iterator[KeptAppend]:
         """The appends of the id window that stand before a batch."""
@@ -402,22 +448,23 @@ class Store:
             for event_id, append in generation.items():
                 if append < number:
                     ids.setdefault(append, []).append(event_id)
+        known = self._kept_appends()
         for append in sorted(ids):
-            kept = self.kept.get(append)
+            kept = known.get(append)
             if kept is None:
                 kept = KeptAppend(append, b"".join(ids[append]), kept_writes(self.append(append)))
             yield kept
 
     def use_base(self) -> None:
         """Go on with the base that another process wrote. Raises CorruptLog or OSError."""
-        self.log.use_base()
-        assert self.log.base is not None
-        self._keep_appends(self.log.base)
-        self.index.base_number = self.log.base.base.number
+        base = self.log.use_base()
+        self._tell(base)
+        self.index.base_number = base.base.number
+        self.log.remove_told()
 
     def original(self, number: int) -> tuple[KeptWrite, ...]:
         """What a repeat of the append that begins with batch `number` is compared with and answered by. Raises CorruptLog."""
-        kept = self.kept.get(number)
+        kept = self._kept_appends().get(number) if number < self.index.base_number else None
         return kept.writes if kept is not None else kept_writes(self.append(number))
 
     def append(self, number: int) -> list[Batch]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import msgpack
 from fuzz.targets import HELLO_FIELDS, TARGETS
+from migrate.seed import Given, Seed
 from support.golden import region
 from tidelog.wire import PUBLISHED
+from tidelog_broker.core.base import Base, write_base
 
 FOLDER = Path(__file__).parent
 CORPUS = FOLDER / "corpus"
@@ -100,6 +102,29 @@ def replies() -> list[bytes]:
     return [msgpack.packb([row]) for row in rows] + [msgpack.packb(rows[1:4]), msgpack.packb(rows[4:8])]
 
 
+def bases() -> list[bytes]:
+    """The golden base, and one that tells of nothing."""
+    empty: list[bytes] = []
+    made = Base(
+        log_id=bytes(16), group=1, tag=bytes(8), ordinal=1, head=1, number=1, first_position=1, recorded_at=1, window_events=1,
+        window_begins=0, window_young_begins=0,
+    )  # fmt: skip
+    head = write_base(made, (), (), empty.append)
+    golden = FOLDER.parent / "truncate" / "golden"
+    return [*(path.read_bytes() for path in sorted(golden.glob("base-*"))), head + b"".join(empty)]
+
+
+def eventfold_logs() -> list[bytes]:
+    """One of each format: streams that are mixed in an append, one that is torn."""
+    one, two = (Given(bytes([number]) * 16, bytes([number, 1]) * 8, b"placed", b"m", b"payload") for number in (1, 2))
+    more = Given(one.stream, b"3" * 16, "µ".encode(), b"", b"")
+    logs = []
+    for version in (1, 2, 3):
+        seed = Seed(version).append(5, [one, two]).append(4, [more])
+        logs += [seed.bytes, seed.bytes[:-7]]
+    return logs
+
+
 @cache
 def seeds(target: str) -> tuple[bytes, ...]:
     """What is mutated at first; deterministic."""
@@ -125,6 +150,10 @@ def seeds(target: str) -> tuple[bytes, ...]:
         return tuple(requests())
     if target == "broker":
         return tuple(bytes([how]) + one for one in requests() for how in (0, 1))
+    if target == "base":
+        return tuple(bytes([how]) + one for one in bases() for how in (0, 1))
+    if target == "eventfold":
+        return tuple(bytes([how]) + one for one in eventfold_logs() for how in (0, 1))
     assert target == "events"
     return tuple(regions())
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgpack
+from fuzz.files import base, eventfold
 from fuzz.memory import CLIENT, STRANGER, MemoryBroker
 from tidelog.batch import CRC, HAS_SESSION, HEADER, HEADER_BYTES, Incomplete, read_batch, unpack_columns
 from tidelog.errors import CorruptLog, InvalidArgument, InvalidHeader, ProtocolMismatch
@@ -378,6 +379,8 @@ TARGETS = {
             "broker", broker,
             tuple(CORE + name for name in ("broker.py", "requests.py", "unpack.py", "appender.py", "peers.py", "pages.py")),
         ),
+        Target("base", base, (CORE + "base.py",)),
+        Target("eventfold", eventfold, ("tidelog_broker/eventfold.py",)),
         Target("events", events, (CORE + "appender.py", CORE + "unpack.py", "tidelog/wire.py", "tidelog/batch.py")),
     )
 }  # fmt: skip

@@ -23,7 +23,7 @@ from tidelog.batch import HEADER
 from tidelog.errors import CorruptLog
 from tidelog.wire import decode_page
 
-INPUTS = {name: 20_000 for name in TARGETS} | {"broker": 8_000, "reply": 12_000}
+INPUTS = {name: 20_000 for name in TARGETS} | {"broker": 8_000, "reply": 12_000, "base": 12_000, "eventfold": 12_000}
 BYTES_MAX = 4_096
 MEASURED_EVERY = 50
 MEMORY_MAX = 8 << 20
@@ -128,7 +128,7 @@ def test_seeds_are_taken_so_that_mutations_begin_behind_the_first_check() -> Non
 
 LEAST_EDGES = {
     "group": 70, "batch": 15, "segment": 15, "mark": 8, "page": 35, "published": 30, "reply": 150, "request": 8,
-    "broker": 200, "events": 100,
+    "broker": 200, "events": 100, "base": 60, "eventfold": 60,
 }  # fmt: skip
 
 

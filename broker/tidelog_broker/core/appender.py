@@ -220,11 +220,12 @@ class Appender:
         index = self.index
         if position > index.head:
             raise InvalidArgument(f"position {position} is behind the head, {index.head}: nothing was truncated")
-        if position <= index.first_position:
-            return (request_id, 0, index.first_position), False
-        if position < index.head:
+        if index.first_position < position < index.head:
             rows = index.rows_at(position)
             position = rows.positions[rows.append_start(rows.at_position(position))]
+        first = max(self._truncations, default=index.first_position)
+        if position <= first:
+            return (request_id, 0, first), bool(self._truncations)
         head, region, crc = pack_control(TRUNCATE_LOG, [position], now)
         length = len(head) + len(region) + len(crc)
         if self.bytes + length > self.body_bytes_max:

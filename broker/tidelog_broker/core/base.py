@@ -16,6 +16,7 @@ from zlib import crc32
 import msgpack
 from tidelog.batch import Batch
 from tidelog.errors import CorruptLog, InvalidHeader
+from tidelog.limits import INT_MAX, STREAM_BYTES_MAX
 
 from .format import VERSION, check_magic
 from .run import Put, Read
@@ -25,8 +26,11 @@ _HEADER = struct.Struct("<8sHHI16sQQ8sI")
 HEADER_BYTES = _HEADER.size + 4
 _BLOCK = struct.Struct("<II")
 BLOCK_ROWS = 512
+BLOCK_BYTES = 1 << 20
+"""A block is closed when it has so many rows or bytes; one row may be longer."""
 BLOCK_BYTES_MAX = 64 << 20
 LOG, IDS, CATEGORIES, STREAMS = "log", "ids", "categories", "streams"
+_KINDS = (IDS, CATEGORIES, STREAMS)
 
 
 class KeptWrite(NamedTuple):
@@ -80,27 +84,32 @@ def kept_writes(batches: Iterable[Batch]) -> tuple[KeptWrite, ...]:
 def write_base(base: Base, kept: Iterable[KeptAppend], rows: Iterable[tuple[str, list[Any]]], put: Put) -> bytes:
     """The body through `put`; the header, which belongs before it. `rows`: (kind, row), kinds together."""
     length = crc = 0
+    packer = msgpack.Packer()
 
-    def block(kind: str, *values: Any) -> None:
+    def block(payload: bytes) -> None:
         nonlocal length, crc
-        payload = msgpack.packb([kind, *values])
         data = _BLOCK.pack(len(payload), crc32(payload)) + payload
         put(data)
         length += len(data)
         crc = crc32(data, crc)
 
+    def block_of_rows(kind: str, packed: list[bytes]) -> None:
+        block(b"".join((b"\x92", packer.pack(kind), packer.pack_array_header(len(packed)), *packed)))
+
     window = [base.window_events, base.window_begins, base.window_young_begins]
-    block(LOG, base.ordinal, base.head, base.number, base.first_position, base.recorded_at, window)
-    held: list[Any] = []
+    block(packer.pack([LOG, base.ordinal, base.head, base.number, base.first_position, base.recorded_at, window]))
+    held: list[bytes] = []
+    held_bytes = 0
     of = IDS
     for kind, row in _all_rows(kept, rows):
-        if held and (kind != of or len(held) >= BLOCK_ROWS):
-            block(of, held)
-            held = []
+        if held and (kind != of or len(held) >= BLOCK_ROWS or held_bytes >= BLOCK_BYTES):
+            block_of_rows(of, held)
+            held, held_bytes = [], 0
         of = kind
-        held.append(row)
+        held.append(packer.pack(row))
+        held_bytes += len(held[-1])
     if held:
-        block(of, held)
+        block_of_rows(of, held)
     header = _HEADER.pack(MAGIC, VERSION, 0, crc, base.log_id, base.group, length, base.tag, 0)
     return header + crc32(header).to_bytes(4, "little")
 
@@ -126,21 +135,38 @@ class BaseReader:
         if size != HEADER_BYTES + length or name != base_name(group):
             raise self._damage(0, f"its header says group {group} and {length} bytes behind it")
         self._size = size
-        (kind, ordinal, head, number, first_position, recorded_at, window), self._first = self._block(HEADER_BYTES)
-        if kind != LOG:
+        told, self._first = self._block(HEADER_BYTES)
+        try:
+            kind, ordinal, head, number, first_position, recorded_at, (events, begins, young_begins) = told
+        except (TypeError, ValueError):
+            kind, head, begins, young_begins = "", 0, 0, 0
+        numbers = (
+            (ordinal, head, number, first_position, recorded_at, events, begins, young_begins) if kind == LOG else ()
+        )
+        if not numbers or not _are_numbers(*numbers) or not begins <= young_begins <= head or group > INT_MAX:
             raise self._damage(HEADER_BYTES, "its first block is not the log's")
         self.base = Base(
             log_id=log_id, group=group, tag=tag, ordinal=ordinal, head=head, number=number, first_position=first_position,
-            recorded_at=recorded_at, window_events=window[0], window_begins=window[1], window_young_begins=window[2],
+            recorded_at=recorded_at, window_events=events, window_begins=begins, window_young_begins=young_begins,
         )  # fmt: skip
 
+    def _rows(self, at: int) -> tuple[str, list[Any], int]:
+        """(kind, rows, where the next block begins). Raises CorruptLog."""
+        block, following = self._block(at)
+        if type(block) is list and len(block) == 2 and type(block[0]) is str and type(block[1]) is list:
+            return block[0], block[1], following
+        raise self._damage(at, "a block is not a kind and its rows")
+
     def _block(self, at: int) -> tuple[Any, int]:
-        """(a block's values, where the next begins). Raises CorruptLog."""
+        """(what a block holds, where the next begins). Raises CorruptLog."""
         length, crc = _BLOCK.unpack(self._read(at, _BLOCK.size).ljust(_BLOCK.size, b"\0"))
         payload = self._read(at + _BLOCK.size, length) if length <= min(BLOCK_BYTES_MAX, self._size - at) else b""
         if not length or len(payload) != length or crc32(payload) != crc:
             raise self._damage(at, "checksum of a block")
-        return msgpack.unpackb(payload), at + _BLOCK.size + length
+        try:
+            return msgpack.unpackb(payload), at + _BLOCK.size + length
+        except Exception:  # a right checksum over wrong bytes; msgpack raises a dozen kinds
+            raise self._damage(at, "a block that is no msgpack") from None
 
     def _damage(self, at: int, why: str) -> CorruptLog:
         return CorruptLog(f"{self.name} is damaged at offset {at}: {why}. Nothing was changed.", self.name, at)
@@ -149,11 +175,15 @@ class BaseReader:
         """The removed appends whose ids were in the window, in log order."""
         at = self._first
         while at < self._size:
-            (kind, rows), at = self._block(at)
+            kind, rows, following = self._rows(at)
             if kind != IDS:
                 return
-            for number, ids, writes in rows:
-                yield KeptAppend(number, ids, tuple(KeptWrite(*write) for write in writes))
+            for row in rows:
+                append = _kept_of(row)
+                if append is None or append.number >= self.base.number:
+                    raise self._damage(at, "a row of ids")
+                yield append
+            at = following
 
     def rows(self) -> Iterator[tuple[str, list[Any]]]:
         """(CATEGORIES, [name, end position]) and (STREAMS, [name, next version, end position, deleted]), each sorted by name.
@@ -162,19 +192,65 @@ class BaseReader:
         """
         at = self._first
         crc = crc32(self._read(HEADER_BYTES, self._first - HEADER_BYTES))
+        before = (0, "")
         while at < self._size:
-            (kind, rows), following = self._block(at)
+            kind, rows, following = self._rows(at)
             crc = crc32(self._read(at, following - at), crc)
-            at = following
-            if kind not in (IDS, CATEGORIES, STREAMS):
+            if kind not in _KINDS:
                 raise InvalidHeader(
                     f"{self.name} holds {kind!r}, which this version does not honour: use a newer Tidelog"
                 )
+            order = _KINDS.index(kind)
+            if order < before[0]:
+                raise self._damage(at, f"{kind} behind {_KINDS[before[0]]}")
             if kind != IDS:
+                right = _is_stream if kind == STREAMS else _is_category
                 for row in rows:
+                    if not right(row) or (order, row[0]) <= before:
+                        raise self._damage(at, f"a row of {kind}")
+                    before = order, row[0]
                     yield kind, row
+            at = following
         if crc != self._crc:
             raise self._damage(0, "checksum of its body")
+
+
+def _are_numbers(*values: object) -> bool:
+    return all(type(value) is int and 0 <= value <= INT_MAX for value in values)
+
+
+def _is_name(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= STREAM_BYTES_MAX and "\0" not in value
+
+
+def _is_category(row: object) -> bool:
+    # "/x" is in the category without a name.
+    if type(row) is not list or len(row) != 2:
+        return False
+    return (row[0] == "" or _is_name(row[0])) and _are_numbers(row[1])
+
+
+def _is_stream(row: object) -> bool:
+    if type(row) is not list or len(row) != 4:
+        return False
+    name, following, end, deleted = row
+    return _is_name(name) and _are_numbers(following, end) and type(deleted) is bool
+
+
+def _kept_of(row: object) -> KeptAppend | None:
+    """A row of ids, or None if it is none."""
+    if type(row) is not list or len(row) != 3:
+        return None
+    number, ids, writes = row
+    if not _are_numbers(number) or type(ids) is not bytes or not ids or len(ids) % 16:
+        return None
+    if type(writes) is not list or not writes or not all(type(write) is list and len(write) == 5 for write in writes):
+        return None
+    made = tuple(KeptWrite(*write) for write in writes)
+    for name, position, version, events, digest in made:
+        if not _is_name(name) or not _are_numbers(position, version, events) or type(digest) is not bytes:
+            return None
+    return KeptAppend(number, ids, made)
 
 
 def base_name(group: int) -> str:

@@ -114,7 +114,7 @@ class Broker:
 
     def begin(self, now_us: int) -> None:
         """A new drain: appends admitted from here on are recorded at `now_us`, or at the last time if that is later."""
-        self._now = self.index.recorded_at = max(now_us, self.index.recorded_at)
+        self._now = max(now_us, self._now, self.index.recorded_at)
         while self.backlog:
             peer, request = self.backlog[0]
             if peer.alive and not self._admit(peer, request):
@@ -217,6 +217,7 @@ class Broker:
     def committed(self, ordinal: int, offset: int) -> None:
         """The staged group is durable at this place."""
         self.appender.commit(ordinal, offset)
+        self.index.recorded_at = self._now
 
     def failed(self, error: TidelogError) -> None:
         """The staged group is not in the log (StorageFull) or nobody knows (OutcomeUnknown): its callers are told."""

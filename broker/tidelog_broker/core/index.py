@@ -111,7 +111,8 @@ class Index:
     """The index of durable batches. `head` is the first position that is not in it; what is before `first_position`, in the batch
     `first_number`, was removed; from the batch `base_number` on, it is still in the files.
 
-    Every method may raise BadIndex when a run turns out to be damaged.
+    Every method may raise BadIndex when a run turns out to be damaged. Without `recalls` runs are not asked for streams: enough
+    to make another run of what is applied.
     """
 
     def __init__(self, streams_cached: int = STREAMS_CACHED) -> None:
@@ -121,6 +122,7 @@ class Index:
         self.base_number = 0
         self.recorded_at = 0
         self.stream_count = 0
+        self.recalls = True
         self.tail = Tail(0, 0)
         self.frozen: list[Tail] = []
         self.runs: list[Run] = []
@@ -162,6 +164,8 @@ class Index:
                 add_start(starts)
                 position += events
                 stream.batches.append(row)
+                if not version:
+                    self.stream_count += 1
                 stream.next_version = version + events
                 stream.end = position
                 stream.deleted = deletion
@@ -183,7 +187,6 @@ class Index:
         stream = self.find(name)
         if stream is None:
             stream = self.streams[name] = Stream(name)
-            self.stream_count += 1
         return stream
 
     def _category(self, name: str) -> Category:
@@ -264,6 +267,8 @@ class Index:
             held = tail.streams.get(name)
             if held is not None:
                 return held[0]
+        if not self.recalls:
+            return None
         key = stream_key(name)
         digest = crc32(key)
         for run in reversed(self.runs):
@@ -287,7 +292,7 @@ class Index:
             held = tail.categories.get(name)
             if held is not None:
                 return held[0]
-        for run in reversed(self.runs):
+        for run in reversed(self.runs) if self.recalls else ():
             entry = run.find(category_key(name))
             if entry is not None:
                 return Category(name, entry.end)

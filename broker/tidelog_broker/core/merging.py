@@ -39,6 +39,9 @@ def write_tail(tail: Tail, put: Put, log_id: bytes) -> bytes:
         end = tail.behind(last)
         flags = DELETED if last in tail.deletions else 0
         version = tail.versions[last] + end - tail.positions[last]
+        if len(batches) == 1:
+            writer.single(stream_key(name), version, end, flags, tail.first + last, tail.versions[last])
+            continue
         writer.entry(stream_key(name), version, end, flags, _blocks(TailPart(tail.first, batches, tail.versions)))
     return writer.finish()
 

@@ -34,6 +34,7 @@ FILTER_BITS = 16
 _TRAILER = struct.Struct("<8sHHI16sQQQI")
 TRAILER_BYTES = _TRAILER.size + 4
 _ENTRY = struct.Struct("<QQQIB")
+_SINGLE = struct.Struct("=QQ")
 _TABLE = struct.Struct("<II")
 _U32 = struct.Struct("<I")
 _PLACE = struct.Struct("<16sQQ")
@@ -146,6 +147,15 @@ class RunWriter:
             self.piece(rows.first + low, payload, rows.behind(high - 1))
             low = high
 
+    def single(self, key: bytes, following: int, end: int, flags: int, number: int, first_key: int) -> None:
+        """An entry with one posting: what most have, in a third of the time."""
+        self._inline.append(_SINGLE.pack(number, first_key))
+        self._close_entry(key, _ENTRY.pack(following, end, self._inline_bytes, 1, flags))
+        self._inline_bytes += _POSTING_BYTES
+        self._block_bytes += _POSTING_BYTES
+        if self._block_bytes >= TABLE_BYTES:
+            self._close_table()
+
     def entry(self, key: bytes, following: int, end: int, flags: int, postings: Iterable[Block]) -> None:
         """One entry, its key greater than the one before."""
         numbers, keys = array("Q"), array("Q")
@@ -167,16 +177,19 @@ class RunWriter:
             self._inline_bytes += len(inline)
             self._block_bytes += len(inline)
         count += len(numbers)
+        self._close_entry(key, _ENTRY.pack(following, end, at, count, flags))
+        if self._block_bytes >= TABLE_BYTES:
+            self._close_table()
+
+    def _close_entry(self, key: bytes, packed: bytes) -> None:
         self._names.append(key)
-        self._entries.append(_ENTRY.pack(following, end, at, count, flags))
-        self._block_bytes += len(key) + 1 + _ENTRY.size
+        self._entries.append(packed)
+        self._block_bytes += len(key) + 1 + len(packed)
         self._entries_total += 1
         if key[0] == STREAM_KEY:
             self._streams += 1
             bit = crc32(key) & (len(self._filter) * 8 - 1)
             self._filter[bit >> 3] |= 1 << (bit & 7)
-        if self._block_bytes >= TABLE_BYTES:
-            self._close_table()
 
     def _postings(self, numbers: array[int], keys: array[int]) -> int:
         return self._put_block(numbers.tobytes() + keys.tobytes())[0]
