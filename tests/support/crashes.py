@@ -5,6 +5,9 @@ on a SimDisk and knows which groups are committed and which one, at most, is in 
 changes the disk at each state a power cut or a kill may leave there: Log.open must give back all that is committed and
 the group in flight whole or not at all, then take one more group, survive the worst power cut, and close.
 
+Once a checkpoint was made, a log is opened as a broker opens it, through its saved index (`open_indexed`), which must then be
+the one that the log alone makes.
+
 A state is counted once (blake2b over names and contents, the contents of quarantine apart), and what is tried in it follows
 from the workload and the state alone, so that the count is the same however the workloads are shared out.
 """
@@ -20,8 +23,12 @@ from support.builders import Staged, Writer, seeded_random
 from support.seen import Seen
 from support.simdisk import Fault, Image, SimDisk
 from tidelog.errors import StorageFull
+from tidelog_broker.checkpoints import FOLDER as INDEX
 from tidelog_broker.core.recovery import Group
+from tidelog_broker.files import Replay
+from tidelog_broker.index_digest import digest, digest_of_ids
 from tidelog_broker.log import FailStop, Log, LogSettings
+from tidelog_broker.store import IndexSettings, Store
 
 SMALL = LogSettings(
     segment_bytes=16_384, group_bytes_max=8_192, zero_step=4_096, prepare_ahead=8_192, mark_groups=3, mark_bytes=1 << 20
@@ -32,6 +39,8 @@ STRICT = LogSettings(
 ALIGNED = LogSettings(
     segment_bytes=28_672, group_bytes_max=8_192, zero_step=8_192, prepare_ahead=8_192, mark_groups=2, align=4_096
 )
+INDEXED = IndexSettings(streams_cached=4, tail_batches=6)
+"""So few batches in memory that a log of some groups is saved while it is read."""
 NOTHING = b""
 SEGMENT_DIGIT = "0"
 NESTED_STATES = 10
@@ -61,6 +70,8 @@ def chain(prefix: bytes, body: bytes) -> bytes:
 
 def open_log(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, bytes]:
     """Recover; the log and the name of the prefix that it holds."""
+    if INDEX in disk.names():
+        return open_indexed(disk, settings, seed)
     held = NOTHING
 
     def replay(ordinal: int, group: Group) -> None:
@@ -69,6 +80,29 @@ def open_log(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, by
 
     log = Log.open(disk, settings, random=seeded_random(seed), replay=replay)
     return log, held
+
+
+def open_indexed(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, bytes]:
+    """The same through the saved index, held against the one that the recovered log alone makes."""
+    store = Store(disk, settings, seeded_random(seed), INDEXED)
+    held = NOTHING
+
+    def around(replay: Replay) -> Replay:
+        def chained(ordinal: int, group: Group) -> None:
+            nonlocal held
+            replay(ordinal, group)
+            held = chain(held, group.body)
+
+        return chained
+
+    whole = Store.inspect(SimDisk(disk.image()), settings, around)
+    if whole.log.damage is not None:
+        raise whole.log.damage
+    if digest(store.index) != digest(whole.index):
+        raise Counterexample(f"behind the checkpoint at group {store.log.report.since} is another index than the log's")
+    if digest_of_ids(store.window) != digest_of_ids(whole.window):
+        raise Counterexample(f"behind the checkpoint at group {store.log.report.since} other ids are known")
+    return store.log, held
 
 
 class Explorer:
@@ -86,6 +120,8 @@ class Explorer:
         self.target = target
         self.stop_syncs = stop_syncs
         self.looked_at = 0
+        self.resumed = 0
+        """States that were recovered from a checkpoint and what came behind it."""
         self.seen = Seen()
         self.fresh: list[int] = []
         """Keys of the states seen since somebody emptied this."""
@@ -168,6 +204,7 @@ class Explorer:
         """Open, commit one more, lose power at its worst, close and reopen: the prefix found, or what went wrong."""
         try:
             log, held = open_log(disk, world.settings, b"recovery")
+            self.resumed += log.report.since > 0
             point = world.points.get(held)
             if point is None:
                 return "a mixture that never was a log"
@@ -192,7 +229,7 @@ class Explorer:
         if again.report.cut_bytes and faithful:
             return "what recovery cut off is still there"
         log.close()
-        if self.stop_syncs and not disk.is_synced():
+        if self.stop_syncs and not disk.is_synced(apart=("quarantine", INDEX)):
             return "a clean stop left something unsynced"
         again, found = open_log(disk, settings, b"reopened")
         if found != more or again.report.cut_bytes:
@@ -247,6 +284,8 @@ class World:
         self.in_flight: bytes | None = None
         self.failed = False
         self.armed = False
+        self.plain = False
+        """No control batches: the index does not honour those of sessions."""
         self.starts = 0
         self.done: list[str] = []
         self.log: Log
@@ -292,6 +331,10 @@ class World:
 
     def commit(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str) -> bool:
         """Commit a group; False when the process would have ended."""
+        if self.plain:
+            appends = tuple(append for append in appends if not isinstance(append, str))
+            if not appends:
+                return True
         group = self.writer.stage(*appends)
         self.promise(group)
         try:
@@ -346,6 +389,7 @@ class World:
     def run(self, workload: Sequence[tuple[str, Operation]], armed_from: int) -> None:
         """The named operations in order; states are looked at from the one numbered `armed_from` on (-1: and creation)."""
         self.armed = armed_from < 0
+        self.plain = any(name.startswith("checkpoint") for name, _ in workload)
         self.done = ["create"]
         self.start()
         for index, (name, operation) in enumerate(workload):

@@ -47,7 +47,11 @@ SETTINGS: list[dict[str, str]] = [
     {"TIDELOG_SEGMENT_BYTES": str(1 << 20), "TIDELOG_ALIGN": "4096", "TIDELOG_PREPARE_AHEAD": "4096"},
     {"TIDELOG_GROUP_BYTES_MAX": str(1 << 20), "TIDELOG_MARK_GROUPS": "1", "TIDELOG_SEGMENT_BYTES": str(2 << 20)},
     {"TIDELOG_ZERO_STEP": "4096", "TIDELOG_IDLE_MARK_MS": "1"},
+    {"TIDELOG_CHECKPOINT_BATCHES": "1024", "TIDELOG_CHECKPOINT_SECONDS": "1"},
+    {"TIDELOG_CHECKPOINT_BATCHES": "1024", "TIDELOG_CHECKPOINT_SECONDS": "1", "TIDELOG_STRICT": "1"},
+    {"TIDELOG_CHECKPOINT_BATCHES": "1024", "TIDELOG_CHECKPOINT_SECONDS": "1", "TIDELOG_SEGMENT_BYTES": str(1 << 20)},
 ]
+"""With the index saved every second, many kills fall into that, and starts go through what was saved."""
 
 
 class MortalBroker(BrokerProcess):
@@ -127,6 +131,8 @@ class Report:
     repeats: int = 0
     events: int = 0
     seen: int = 0
+    checkpoints_cut: int = 0
+    resumed: int = 0
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list)
 
@@ -146,7 +152,8 @@ class Report:
         return (
             f"{self.cycles} cycles of at least {ACKS} acks: {self.acknowledged} acks, {self.unknown} unknown "
             f"({self.unknown_stored} stored), {self.refused} refused, {self.repeats} repeated, {self.events} events, "
-            f"{self.seen} seen; {self.kills.total()} kills: {kills}; {self.seconds:.1f} s, {found}"
+            f"{self.seen} seen; {self.kills.total()} kills: {kills}; "
+            f"{self.checkpoints_cut} during a checkpoint, {self.resumed} starts from one; {self.seconds:.1f} s, {found}"
         )
 
 
@@ -157,10 +164,11 @@ class Failed(Exception):
 class Round:
     """One log and everyone around it."""
 
-    def __init__(self, folder: Path, chance: random.Random, kills: Counter[str]) -> None:
+    def __init__(self, folder: Path, chance: random.Random, report: Report) -> None:
         self._folder = folder
         self._chance = chance
-        self._kills = kills
+        self._report = report
+        self._kills = report.kills
         self._counts = folder / "counts"
         self._counts.write_bytes(bytes(8 * WRITERS))
         self.broker = MortalBroker(folder)
@@ -206,6 +214,7 @@ class Round:
         # The one sleep that is meant: where in its life the kill falls is the dice's business.
         time.sleep(self._chance.uniform(0.0, 0.08))
         self._kill_broker(point)
+        self._report.checkpoints_cut += self._saving()
         self._acks_before = self._acks()
         while self._chance.random() < 0.2:
             if self._start_and_die():
@@ -229,11 +238,25 @@ class Round:
             raise Failed(f"the broker ended by itself with {code}: {self.broker.stderr()[-500:]}")
         self._kills[NAMES[point]] += 1
 
+    def _saving(self) -> bool:
+        """Whether a process that saves the index of the broker that was just killed is still at it. It is left to itself."""
+        wanted = str(self.broker.data).encode()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended meanwhile
+            if b"checkpoint" in words and wanted in words:
+                return True
+        return False
+
     def _start(self) -> None:
         self.broker.order.give(Point.NONE)
         self.broker.settings(self._chance.choice(SETTINGS))
         self.broker.start()
         self._calls = self.broker.order.calls
+        with Client(self.broker.endpoint, timeout=30.0) as client:
+            self._report.resumed += client.info()["opened"]["checkpoint_group"] > 0
 
     def _start_and_die(self) -> bool:
         """A start that is killed inside recovery; True when it was over before, and the broker runs."""
@@ -281,6 +304,7 @@ class Round:
         troubles += [life.ended(20.0) for life in subscribers]
         code = self.broker.stop()
         troubles += [f"the broker stopped with {code}: {self.broker.stderr()[-500:]}"] if code else []
+        until(lambda: not self._saving(), 20.0)
         if any(troubles):
             raise Failed("; ".join(filter(None, troubles)))
         read_by_reader(history, self.broker.data)
@@ -315,7 +339,7 @@ def campaign(cycles: int, seed: int, base: Path, say: Callable[[str], None]) -> 
         number += 1
         folder = base / str(number)
         folder.mkdir()
-        one = Round(folder, chance, report.kills)
+        one = Round(folder, chance, report)
         try:
             one.begin()
             for point in chance.sample(DECK, len(DECK))[: cycles - report.cycles]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from support.crashes import Counterexample, Explorer
 from support.seen import Seen
 from support.workloads import CORE, OPERATIONS, SHORT_WORKLOADS, Workload, run_workload, workloads
+from tidelog_broker.core import merging
 
 CHUNK = 16
 WORKERS_MAX = 16
@@ -37,6 +38,7 @@ class Totals:
     distinct: int = 0
     looked_at: int = 0
     continued: int = 0
+    resumed: int = 0
     workloads: int = 0
     seconds: float = 0.0
     workers: int = 0
@@ -48,14 +50,15 @@ class Totals:
     def __str__(self) -> str:
         run = f"all {SHORT_WORKLOADS} run" if self.short_complete else f"{self.workloads} of {SHORT_WORKLOADS} run"
         return (
-            f"{self.distinct} distinct crash states of {self.looked_at} looked at, {self.continued} gone on from; "
+            f"{self.distinct} distinct crash states of {self.looked_at} looked at, {self.continued} gone on from, "
+            f"{self.resumed} recovered from a checkpoint; "
             f"{self.workloads} workloads; sequences of up to 2 of {len(OPERATIONS)} operations and of 3 of {len(CORE)}: "
             f"{run}; {self.seconds:.1f} s in {self.workers} processes"
         )
 
 
-Result = tuple[bytes, int, int, int]
-"""(new keys, looked at, gone on from, workloads) of a chunk."""
+Result = tuple[bytes, int, int, int, int]
+"""(new keys, looked at, gone on from, recovered from a checkpoint, workloads) of a chunk."""
 
 _explorer: Explorer | None = None
 
@@ -65,12 +68,15 @@ def run_chunk(chunk: list[Workload]) -> Result:
     global _explorer
     if _explorer is None:
         _explorer = Explorer(limit=LIMIT_MAX)
+        merging.FAN = 2  # logs are so small here that runs would never be merged
     explorer = _explorer
-    before = explorer.looked_at, len(explorer.continued)
+    before = explorer.looked_at, len(explorer.continued), explorer.resumed
     for workload in chunk:
         run_workload(explorer, workload)
     keys, explorer.fresh = array("Q", explorer.fresh), []
-    return keys.tobytes(), explorer.looked_at - before[0], len(explorer.continued) - before[1], len(chunk)
+    now = explorer.looked_at, len(explorer.continued), explorer.resumed
+    looked_at, continued, resumed = (after - first for after, first in zip(now, before, strict=True))
+    return keys.tobytes(), looked_at, continued, resumed, len(chunk)
 
 
 def _end_with_parent() -> None:
@@ -103,12 +109,13 @@ def search(target: int, seed: int, *, whole: bool = True, told: Callable[[Totals
             while totals.distinct < target or (whole and not totals.short_complete):
                 while len(running) < AHEAD * totals.workers:
                     running.append(pool.submit(run_chunk, next(chunks)))
-                fresh, looked_at, continued, count = running.popleft().result()
+                fresh, looked_at, continued, resumed, count = running.popleft().result()
                 for key in array("Q", fresh):
                     union.put(key)
                 totals.distinct = len(union)
                 totals.looked_at += looked_at
                 totals.continued += continued
+                totals.resumed += resumed
                 totals.workloads += count
                 totals.seconds = time.monotonic() - started
                 if told is not None and time.monotonic() > due:

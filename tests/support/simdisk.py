@@ -333,13 +333,17 @@ class SimDisk:
             **{name: inode.platter for name, inode in self._durable_files.items()},
         }
 
-    def is_synced(self) -> bool:
+    def is_synced(self, *, apart: Sequence[str] = ("quarantine",)) -> bool:
         """True when nothing is under way: what the kernel was told to make durable is, as far as it knows.
 
-        Quarantine apart: a copy that a kill interrupted is made again under another name.
+        The folders `apart` apart: a copy in quarantine that a kill interrupted is made again under another name.
         """
-        pending = any(inode.pending for name, inode in self._files.items() if not name.startswith("quarantine/"))
-        return not self._pending and not pending
+        pending = [folder for folder in self._pending if folder not in apart]
+        return not pending and not any(
+            inode.pending
+            for name, inode in self._files.items()
+            if not name.startswith(tuple(f"{one}/" for one in apart))
+        )
 
     def is_faithful(self) -> bool:
         """True when the cache shows what the platter holds, or will."""

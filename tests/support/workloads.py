@@ -12,11 +12,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from support.crashes import ALIGNED, SEGMENT_DIGIT, SMALL, STRICT, Counterexample, Explorer, Operation, World
+from support.crashes import (
+    ALIGNED,
+    INDEXED,
+    SEGMENT_DIGIT,
+    SMALL,
+    STRICT,
+    Counterexample,
+    Explorer,
+    Operation,
+    World,
+)
 from support.simdisk import Fault, PowerCut, SimDisk
 from tidelog.errors import StorageFull
+from tidelog_broker.checkpoints import FOLDER as INDEX
 from tidelog_broker.core.format import pack_group_header
 from tidelog_broker.log import FailStop, LogSettings
+from tidelog_broker.store import Store
 
 
 def _small(world: World) -> bool:
@@ -68,6 +80,39 @@ def _prepare_all(world: World) -> None:
 def _mark(world: World) -> None:
     world.stop_on_failure(world.log.mark)
     world.look("after mark")
+
+
+def _checkpoint(world: World) -> bool:
+    """As a broker has it made: its mark first, then a reader of its own for what is durable; False when there was no room."""
+    made = True
+    if world.log.group and world.stop_on_failure(world.log.mark):
+        store = Store.behind_checkpoint(world.disk, world.settings, INDEXED, world.log.group)
+        try:
+            store.checkpoint()
+        except OSError:
+            made = False
+        store.log.abandon()
+    world.look("after the checkpoint")
+    return made
+
+
+def _checkpoint_fails(world: World) -> None:
+    """A call for the index fails: it is a cache, the broker goes on, and the next attempt succeeds."""
+    op = world.rng.choice(["sync", "sync_folder", "write", "rename", "create", "unlink"])
+    reached, number = world.rng.choice([0.0, 0.5, 1.0]), world.rng.choice([errno.EIO, errno.ENOSPC])
+    world.fail(op, Fault(number, reached=reached), nth=world.rng.randrange(1, 3), name=INDEX)
+    _checkpoint(world)
+    world.disk.fault = None
+    _small(world)
+    assert _checkpoint(world)
+
+
+def _checkpoint_killed(world: World) -> None:
+    """The process that makes it is killed at some call, the broker goes on."""
+    if world.log.group:
+        world.log.mark()
+        _crash(world, world.rng.randrange(1, 12), lambda: _checkpoint(world))
+        world.look("after a killed checkpoint")
 
 
 def _enospc(world: World) -> None:
@@ -268,6 +313,9 @@ OPERATIONS: dict[str, Operation] = {
     "prepare": _prepare,
     "prepare all": _prepare_all,
     "mark": _mark,
+    "checkpoint": _checkpoint,
+    "checkpoint fails": _checkpoint_fails,
+    "checkpoint is killed": _checkpoint_killed,
     "no room": _enospc,
     "short": _short,
     "short, sync fails": _short_and_failed_sync,
@@ -298,6 +346,7 @@ CORE = [
     "roll",
     "prepare",
     "mark",
+    "checkpoint",
     "no room midway",
     "short, sync fails",
     "sync fails, nothing written",
