@@ -49,7 +49,7 @@ class Checkpointing:
             return False
         if self._state != "failed" and self._removable():
             return True
-        if store.log.group <= store.checkpoint_group:
+        if store.log.group <= store.checkpoint_group and not self._removable():
             return False
         if self._due_ns == 0:
             self._due_ns = now_ns + self._period_ns

@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
-from .core.base import HEADER_BYTES, Base, KeptAppend, base_name
+from tidelog.errors import CorruptLog, TidelogError
+
+from .core.base import HEADER_BYTES, Base, BaseReader, KeptAppend, base_name
 from .core.base import write_base as pack_base
 from .core.checkpoint import Checkpoint, RunName
 from .core.run import BadIndex, Put, Run
@@ -63,7 +66,10 @@ def read(disk: Disk, name: str) -> Checkpoint:
 
 
 def write_base(disk: Disk, base: Base, kept: Iterable[KeptAppend], rows: Iterable[tuple[str, list[Any]]]) -> None:
-    """A new base beside the segments, durable when this returns. Raises OSError, and what making its rows raises."""
+    """A new base beside the segments, read back and durable when this returns.
+
+    Raises OSError, also when the device does not give back what was written, and what making its rows raises.
+    """
     name = base_name(base.group)
     temporary = f"{name}{_UNFINISHED}"
     if temporary in disk.names():
@@ -76,6 +82,14 @@ def write_base(disk: Disk, base: Base, kept: Iterable[KeptAppend], rows: Iterabl
         if file.write(0, header) != len(header):
             raise OSError(errno.ENOSPC, "no room for the base")
         file.sync()
+        # Asked of the device before it has its name: what it replaces goes next.
+        file.drop_cache()
+        try:
+            reader = BaseReader(name, file.read, file.size())
+            for _ in chain(reader.kept(), reader.rows()):
+                pass
+        except CorruptLog as error:
+            raise OSError(errno.EIO, f"the device does not give back what was written: {error}") from error
     finally:
         file.close()
     disk.rename(temporary, name)
@@ -211,7 +225,7 @@ def _make(disk: Disk, name: str, fill: Callable[[File], None]) -> None:
         finally:
             file.close()
         disk.rename(temporary, f"{FOLDER}/{name}")
-    except (OSError, BadIndex):
+    except (OSError, BadIndex, TidelogError):
         try:
             disk.unlink(temporary)
         except OSError:

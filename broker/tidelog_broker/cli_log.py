@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import cli_text as text
+from .child import end_with_parent
 from .cli_shared import EXIT_IO, EXIT_TAKEN, EXIT_UNREACHABLE, EXIT_USAGE, Refused, connected, put
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def verify(
     else:
         if beside:
             os.nice(10)  # the child of a running broker, which has the lock
+            end_with_parent()
         with opened(data, alone=not beside) as disk:
             found = look(disk, until).as_dict()
     put(text.as_json(found) if as_json else text.survey(found))
@@ -213,6 +215,7 @@ def _checkpoint_in(
     )
     if until is not None:
         os.nice(10)
+        end_with_parent()
     with opened(data, alone=until is None) as disk:
         try:
             return _saved(disk, settings, until, base)

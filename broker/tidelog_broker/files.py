@@ -245,7 +245,7 @@ class LogFiles:
         self._bases = sorted(name for name in names if BASE_NAME.match(name))
         ours = {*OURS, *segments, *self._bases}
         foreign = [name for name in names if name not in ours and not UNFINISHED.match(name)]
-        if "marks" not in names and not segments:
+        if "marks" not in names and not segments and not self._bases:
             if foreign:
                 raise InvalidHeader(f"not a Tidelog directory: it holds {foreign[0]!r} and no log")
             return None

@@ -388,7 +388,7 @@ class Server:
         self._heartbeat(time.monotonic_ns())
         self._verification.stop()
         self._mark()
-        self._checkpointing.stop()
+        self._syncing(self._checkpointing.stop)
         self._syncing(self.store.log.close)
 
     def _syncing(self, work: Callable[[], object]) -> None:

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from zlib import crc32
 
 import msgpack
@@ -181,8 +180,7 @@ class Store:
             return False
         if base is not None:
             self.index.base_number = base.base.number
-            # No further: what a truncation behind the checkpoint hides is not in this index yet, and its record comes.
-            self.index.truncate(base.base.head)
+            # What was truncated this index knows, or its record stands behind the checkpoint.
             self._tell(base)
         return True
 
@@ -418,22 +416,6 @@ class Store:
         except (OSError, CorruptLog):
             self._drop(f"{base_name(base.group)}.tmp")
             raise
-        try:
-            self._read_back(base_name(base.group))
-        except (CorruptLog, OSError) as error:
-            self._drop(base_name(base.group))
-            raise OSError(errno.EIO, f"the device does not give back what was written: {error}") from error
-
-    def _read_back(self, name: str) -> None:
-        """Check all of a base as the device has it, for what it replaces goes next. Raises CorruptLog or OSError."""
-        file = self.disk.open(name)
-        try:
-            file.drop_cache()
-            reader = BaseReader(name, file.read, file.size())
-            for _ in chain(reader.kept(), reader.rows()):
-                pass
-        finally:
-            file.close()
 
     def _drop(self, name: str) -> None:
         """A base that is of no use takes no room. Raises OSError."""

@@ -63,7 +63,8 @@ def bystander(broker: BrokerProcess) -> Iterator[list[int]]:
     assert not failures, failures
     assert broker.running
     with Client(broker.endpoint, timeout=PATIENCE_S) as client:
-        assert [found.payload for found in client.read_stream("good")] == [b"%d" % i for i in range(len(took))]
+        first = client.stream_info("good").first_version  # a message may have been a truncation, and a right one
+        assert [found.payload for found in client.read_stream("good")] == [b"%d" % i for i in range(first, len(took))]
 
 
 @pytest.fixture

@@ -173,4 +173,7 @@ def test_a_stopped_broker_leaves_a_log_that_ends_behind_its_last_group(
     (segment,) = broker.data.glob("0*-*")
     data = segment.read_bytes()
     assert len(data) - len(data.rstrip(b"\0")) < 4  # a CRC may end in zeros
-    assert sorted(path.name for path in broker.data.iterdir() if path.name not in ("run", "index")) == [segment.name, "marks"]
+    assert sorted(path.name for path in broker.data.iterdir() if path.name not in ("run", "index")) == [
+        segment.name,
+        "marks",
+    ]

@@ -71,7 +71,9 @@ def test_the_broker_opens_the_golden_log(copied: Path) -> None:
     assert replayed(store.index) == sorted(last.items())
     batches = [batch for number in range(store.index.stop) for batch in [store.batch(number)]]
     assert [(batch.stream, batch.first_version, batch.first_position) for batch in batches] == [
-        (row["stream"], row["version"], row["position"]) for row in rows if row["position"] in store.index.tail.positions
+        (row["stream"], row["version"], row["position"])
+        for row in rows
+        if row["position"] in store.index.tail.positions
     ]
 
 

@@ -18,10 +18,12 @@ from tidelog import Client, Event
 
 PAYLOAD, METADATA = b"p" * 256, b"m" * 32
 IN_FLIGHT = 512
+EVENTS_STREAMS_PER_APPEND = 10_000_000, 1_000_000, 10
+"""Unless something else is asked for."""
 START_S = 900.0
 
 
-def main(events: int = 10_000_000, streams: int = 1_000_000, per_append: int = 10, place: str = "") -> None:
+def main(events: int, streams: int, per_append: int, place: str) -> None:
     """Fill, kill, start with the saved index, kill, start without it; each line says what was measured."""
     with tempfile.TemporaryDirectory(prefix="tl-large-", dir=place or None) as folder:
         broker = BrokerProcess(Path(folder))
@@ -129,4 +131,5 @@ def _memory(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:4]), *sys.argv[4:5])
+    events, streams, per_append = [*map(int, sys.argv[1:4]), *EVENTS_STREAMS_PER_APPEND[len(sys.argv[1:4]) :]]
+    main(events, streams, per_append, "".join(sys.argv[4:5]))

@@ -62,7 +62,7 @@ def cut_page(index: Index, query: Query) -> Page:
             raise StreamNotFound(f"there is no stream {query.name!r}", query.name)
         first, end = index.first_version(stream), stream.next_version
     start = first if query.start is None else query.start
-    if start < first:
+    if start < first and not (query.scope == CATEGORY and _category_end(index, query.name) <= start):
         raise Truncated(f"what lies before {first} was removed", first)
     stop = end if query.stop is None else min(query.stop, end)
     if start >= stop or query.limit == 0:
@@ -73,6 +73,12 @@ def cut_page(index: Index, query: Query) -> Page:
     if query.backwards:
         return _backwards(index, query, _listed(index, query, stop), start, stop, end)
     return _forwards(index, query, _listed(index, query, start), start, stop, end)
+
+
+def _category_end(index: Index, name: str) -> int:
+    """Behind the last event of a category: who had everything up to there misses nothing by a truncation."""
+    category = index.find_category(name)
+    return category.end if category else 0
 
 
 def _listed(index: Index, query: Query, key: int) -> Iterator[tuple[int, int]]:
