@@ -86,14 +86,21 @@ def _checkpoint(world: World) -> bool:
     """As a broker has it made: its mark first, then a reader of its own for what is durable; False when there was no room."""
     made = True
     if world.log.group and world.stop_on_failure(world.log.mark):
-        store = Store.behind_checkpoint(world.disk, world.settings, INDEXED, world.log.group)
-        try:
-            store.checkpoint()
-        except OSError:
-            made = False
-        store.log.abandon()
+        made = _save(world)
     world.look("after the checkpoint")
     return made
+
+
+def _save(world: World) -> bool:
+    """What the child does."""
+    store = Store.behind_checkpoint(world.disk, world.settings, INDEXED, world.log.group)
+    try:
+        store.checkpoint()
+    except OSError:
+        return False
+    finally:
+        store.log.abandon()
+    return True
 
 
 def _checkpoint_fails(world: World) -> None:
@@ -110,8 +117,8 @@ def _checkpoint_fails(world: World) -> None:
 def _checkpoint_killed(world: World) -> None:
     """The process that makes it is killed at some call, the broker goes on."""
     if world.log.group:
-        world.log.mark()
-        _crash(world, world.rng.randrange(1, 12), lambda: _checkpoint(world))
+        world.log.mark()  # the broker's own call: it does not go on when it is killed in there
+        _crash(world, world.rng.randrange(1, 12), lambda: _save(world))
         world.look("after a killed checkpoint")
 
 
