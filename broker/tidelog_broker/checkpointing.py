@@ -35,7 +35,7 @@ class Checkpointing:
         self._settings = config.index_settings
         self._period_ns = config.checkpoint_seconds * 1_000_000_000
         self._child = Child()
-        self._group = self._removes = 0
+        self._group = self._removes = self._failures = 0
         self._due_ns = 0
         self._asked, self._answer = (0, 0), 0
         self._state = "none"
@@ -119,13 +119,15 @@ class Checkpointing:
             self._failed(text.strip()[-500:] or f"it ended with {code}", now_ns)
             return
         try:
-            self._store.adopt(self._group)
+            # The base first: the next child goes by it, and leaves out of its runs what it tells of.
             if self._removes:
                 self._store.use_base()
+            self._store.adopt(self._group)
         except (BadIndex, CorruptLog, OSError) as error:
             self._failed(str(error), now_ns)
             return
         self._state, self._report, self._made_ns = "done", {}, now_ns
+        self._failures = 0
 
     def _failed(self, reason: str, now_ns: int) -> None:
         if self._state != "failed":
@@ -135,7 +137,9 @@ class Checkpointing:
                 flush=True,
             )
         self._state, self._report = "failed", {"reason": reason}
-        self._due_ns = now_ns + RETRY_NS
+        # Each try freezes a tail, so tries that go on failing become rare.
+        self._due_ns = now_ns + min(RETRY_NS << min(self._failures, 10), max(self._period_ns, RETRY_NS))
+        self._failures += 1
 
     def state(self) -> tuple[str, dict[str, Any]]:
         """("none" | "running" | "done" | "failed", facts: the group of the last one, or the reason of the failure)"""
@@ -154,7 +158,7 @@ class Checkpointing:
             return
         try:
             try:
-                store.checkpoint()
+                store.checkpoint(merge=False)  # that takes longer than a stop may
             except BadIndex as error:
                 # Nothing is wrong with the log: it is closed as ever, and the next start reads it.
                 checkpoints.forget(store.disk)

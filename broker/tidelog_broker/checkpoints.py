@@ -162,7 +162,7 @@ def open_runs(disk: Disk, checkpoint: Checkpoint, known: dict[str, RunFile]) -> 
     try:
         for row in checkpoint.runs:
             run = known.get(row.name)
-            if run is None:
+            if run is None or (run.size, run.trailer) != (row.size, row.trailer):
                 run = RunFile(disk, row.name, checkpoint.log_id)
                 opened.append(run)
             runs.append(run)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +62,7 @@ class Disk(Protocol):
         ...
 
 
+LOCK_TRIES, LOCK_PAUSE_S = 100, 0.02
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -133,10 +135,17 @@ class RealDisk:
 
         flock on the directory itself: a symlink leads to the same inode, and nothing is left behind by a kill.
         """
-        try:
-            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(self.path, self._holder()) from None
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                holder = self._holder()
+                if holder is not None and os.path.exists(f"/proc/{holder}"):
+                    raise Locked(self.path, holder) from None
+                # It was killed while a child of it was being started, which lets go as soon as it is another program.
+                time.sleep(LOCK_PAUSE_S)
+        raise Locked(self.path, None)
 
     def _holder(self) -> int | None:
         """The pid of the lock's holder, out of /proc/locks."""

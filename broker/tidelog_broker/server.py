@@ -127,7 +127,10 @@ class Server:
         try:
             self._serve()
         except BadIndex as error:
-            checkpoints.forget(self.store.disk)
+            try:
+                checkpoints.forget(self.store.disk)
+            except OSError as why:
+                raise FailStop(f"the saved index is damaged ({error}), delete the folder index/: {why}") from error
             raise FailStop(
                 f"the saved index is damaged ({error}); it was set aside, a start makes a new one"
             ) from error

@@ -83,7 +83,7 @@ class Store:
         elif self.index.runs and self.log.report.since == 0:
             try:
                 self.checkpoint()
-            except OSError as error:
+            except (OSError, BadIndex) as error:
                 self.log.report.warnings.append(
                     f"the index could not be saved, so the next start is slow again: {error}"
                 )
@@ -225,7 +225,12 @@ class Store:
         Read when somebody asks, for that takes up to a second, and repeats of what was removed are rare.
         """
         if self._kept is None:
-            self._kept = {append.number: append for append in self._base.kept()} if self._base else {}
+            try:
+                self._kept = {append.number: append for append in self._base.kept()} if self._base else {}
+            except OSError as error:
+                raise CorruptLog(
+                    f"the base can't be read: {error}", self._base.name if self._base else "", 0
+                ) from error
         return self._kept
 
     def _load(self, saved: Checkpoint) -> None:
@@ -249,7 +254,7 @@ class Store:
 
     # -- checkpoints
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, *, merge: bool = True) -> None:
         """Save the index as it is; nothing may be staged. Raises OSError: then the older checkpoints count."""
         index, point = self.index, self.log.point()
         if point.group == 0:
@@ -261,7 +266,7 @@ class Store:
         for tail in list(index.frozen):
             self._save(tail)
         runs = list(self._runs.values())
-        while count := to_merge([weight(run) for run in runs]):
+        while merge and (count := to_merge([weight(run) for run in runs])):
             runs[-count:] = [self._merge(runs[-count:])]
         checkpoints.write(
             self.disk,

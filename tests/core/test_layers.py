@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 
 import pytest
 from core.test_rules import random_log
-from tidelog_broker.core.index import Index, Staged
+from tidelog_broker.core.index import Index, Staged, Tail
 from tidelog_broker.core.merging import merge_runs, to_merge, write_tail
 from tidelog_broker.core.pages import Query, cut_page
 from tidelog_broker.core.run import BadIndex, Run
@@ -180,3 +181,43 @@ def test_any_flipped_byte_of_a_run_is_noticed_before_it_is_served() -> None:
     for length in range(len(good)):
         with pytest.raises(BadIndex):
             everything(good[:length])
+
+
+def written(tail: Tail) -> Callable[[Callable[[bytes], None]], bytes]:
+    return lambda put: write_tail(tail, put, LOG_ID)
+
+
+def test_a_name_across_two_neighbours_is_no_stream_and_no_category() -> None:
+    """Names lie side by side in a run with a NUL between them, and a request may hold any str."""
+    layers = Layers(1, 1_000)
+    index = layers.index
+    index.apply(1, 4_160, [(f"c{number:02}/{number:02}", 1, 0, 1, 100, True, False) for number in range(40)])
+    tail = index.freeze()
+    index.adopt([layers.run("run", lambda put: write_tail(tail, put, LOG_ID))])
+    while index.streams:
+        index.streams.popitem()
+    for one, two in zip(range(39), range(1, 40), strict=True):
+        first, second = f"c{one:02}/{one:02}", f"c{two:02}/{two:02}"
+        assert index.runs[0].find(f"s{first}\0s{second}".encode()) is None
+        assert index.find(f"{first}\0s{second}") is None
+        assert index.find_category(f"c{one:02}\0cc{two:02}") is None
+        assert index.find(first) is not None
+
+
+def test_what_is_not_needed_any_more_goes_as_fast_as_it_comes_and_keeps_no_rows_alive() -> None:
+    gc.collect()
+    before = sum(type(found) is Tail for found in gc.get_objects())
+    layers = Layers(2, 64)
+    index = layers.index
+    for turn in range(200):
+        fresh = [(f"n/{turn}-{number}", 1, 0, 1, 100, True, False) for number in range(512)]
+        index.apply(1, 4_160 + turn * 100_000, [("hot/1", 1, turn, 1, 100, True, False), *fresh])
+        tail = index.freeze()
+        index.adopt([*index.runs, layers.run(f"run-{turn}", written(tail))])
+        for _ in range(4):
+            index.tidy()
+        del tail
+        assert sum(map(len, index._litter)) < 40_000
+    assert index.find("hot/1") is not None
+    gc.collect()
+    assert sum(type(found) is Tail for found in gc.get_objects()) <= 4 + before

@@ -24,7 +24,9 @@ __all__ = ["OFFSET_MASK", "PLACE_SHIFT", "Category", "Index", "Staged", "Stream"
 STREAMS_CACHED = 1 << 17
 """Streams, and categories, in each of the two generations that are kept in memory."""
 PIECES_CACHED = 64
-TIDY_STEP = 256
+TIDY_STEP, TIDY_PART = 256, 32
+"""What is given back at once: so much, or such a part of it all."""
+NO_TAIL = -1
 _NO_ROWS = array("I")
 """What a stream has in no tail; never appended to, for a tail gives it rows of its own."""
 
@@ -41,13 +43,13 @@ class Category:
     def __init__(self, name: str, end: int = 0) -> None:
         self.name = name
         self.end = end
-        self.tail: Tail | None = None
+        self.tail = NO_TAIL
         self.batches = _NO_ROWS
 
 
 class Stream:
-    """A stream as it stands: `end` is the position behind its last event. `batches` are its rows in `tail`, whose rows alone
-    they are."""
+    """A stream as it stands: `end` is the position behind its last event. `batches` are its rows in the
+    tail that begins with batch `tail`."""
 
     __slots__ = ("batches", "category", "deleted", "end", "name", "next_version", "tail")
 
@@ -57,7 +59,7 @@ class Stream:
         self.next_version = next_version
         self.end = end
         self.deleted = deleted
-        self.tail: Tail | None = None
+        self.tail = NO_TAIL
         self.batches = _NO_ROWS
 
 
@@ -86,14 +88,14 @@ class Tail(Rows):
 
     def touch(self, stream: Stream) -> None:
         """The stream's first batch in this tail comes."""
-        stream.tail = self
+        stream.tail = self.first
         stream.batches = array("I")
         self.streams[stream.name] = stream, stream.batches
         self._unsorted.append(stream.name)
 
     def touch_category(self, category: Category) -> None:
         """The same for a category."""
-        category.tail = self
+        category.tail = self.first
         category.batches = array("I")
         self.categories[category.name] = category, category.batches
 
@@ -132,7 +134,7 @@ class Index:
         self._categories_before: dict[str, Category] = {}
         self._cached = streams_cached
         self._run_firsts: list[int] = []
-        self._pieces: dict[tuple[str, int], Rows] = {}
+        self._pieces: dict[tuple[bytes, int], Rows] = {}
         self._litter: list[dict[Any, Any]] = []
 
     @property
@@ -146,7 +148,7 @@ class Index:
         """Take in a durable group's batches; `offset` is where its body lies."""
         tail = self.tail
         position = self.head
-        row = len(tail.positions)
+        row, first = len(tail.positions), tail.first
         streams, categories = self.streams, self._categories
         add_position, add_place, add_length = tail.positions.append, tail.places.append, tail.lengths.append
         add_version, add_signature, add_start = tail.versions.append, tail.signatures.append, tail.starts.append
@@ -154,7 +156,7 @@ class Index:
         for name, events, version, signature, length, starts, deletion in staged:
             if events:
                 stream = streams.get(name) or self._stream(name)
-                if stream.tail is not tail:
+                if stream.tail != first:
                     tail.touch(stream)
                 add_position(position)
                 add_place(place)
@@ -173,7 +175,7 @@ class Index:
                     tail.deletions.add(row)
                 if stream.category is not None:
                     category = categories.get(stream.category) or self._category(stream.category)
-                    if category.tail is not tail:
+                    if category.tail != first:
                         tail.touch_category(category)
                     category.batches.append(row)
                     category.end = position
@@ -206,9 +208,15 @@ class Index:
         if len(self.streams) > self._cached or len(self._categories) > self._cached:
             self._rotate()  # refused appends and questions recall streams too
         if self._litter:
+            # In proportion: however fast it comes, it goes faster than it piles up.
+            step = max(TIDY_STEP, sum(map(len, self._litter)) // TIDY_PART)
             dying = self._litter[-1]
-            for _ in range(min(TIDY_STEP, len(dying))):
-                dying.popitem()
+            for _ in range(min(step, len(dying))):
+                _, value = dying.popitem()
+                if type(value) is tuple:
+                    held, batches = value
+                    if held.batches is batches:
+                        held.tail, held.batches = NO_TAIL, _NO_ROWS
             if not dying:
                 self._litter.pop()
 
@@ -244,7 +252,7 @@ class Index:
         self.frozen = [tail for tail in self.frozen if tail.stop > stop]
         self.runs = runs
         self._run_firsts = [run.first for run in runs]
-        kept = {run.name for run in runs}
+        kept = {run.trailer for run in runs}
         self._pieces = {key: rows for key, rows in self._pieces.items() if key[0] in kept}
 
     # -- streams and categories
@@ -397,7 +405,7 @@ class Index:
                 yield tail
 
     def _piece(self, run: Run, piece: int) -> Rows:
-        key = run.name, piece
+        key = run.trailer, piece
         rows = self._pieces.pop(key, None)
         if rows is None:
             rows = run.piece(piece)

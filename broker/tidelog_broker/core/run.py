@@ -293,6 +293,8 @@ class Run:
 
     def find(self, key: bytes) -> Entry | None:
         """The entry of a key, if it has one."""
+        if b"\0" in key:
+            return None  # no name has one: across it, two neighbours would be taken for one
         at = bisect_right(self._keys, key) - 1
         if at < 0:
             return None
