@@ -1,13 +1,14 @@
-"""`tidelog verify` and `tidelog repair`: what a log holds, whether it is whole, and what can be done about it."""
+"""`tidelog verify`, `repair`, `checkpoint`, `truncate`: what a log holds, whether it is whole, and what can be done about it."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .verify import Survey
 
 POLL_S = 0.1
+Reported = TypeVar("Reported")
 
 
 @contextmanager
@@ -112,17 +114,27 @@ def _verify_index(data: str | None, as_json: bool) -> int:
 
 def ask(endpoint: str | None, timeout: float | None) -> dict[str, Any]:
     """The running broker's own check, from its beginning to its end. Raises Refused."""
-    until = None if timeout is None else time.monotonic() + timeout
     with connected(endpoint, 5.0) as client:
-        state, report = client.verify(begin=True)
-        while state == "running":
-            if until is not None and time.monotonic() > until:
-                raise Refused("the check goes on; ask again later, it will be told then", EXIT_UNREACHABLE)
-            time.sleep(POLL_S)
-            state, report = client.verify()
+        late = "the check goes on; ask again later, it will be told then"
+        state, report = _awaited(lambda begin: client.verify(begin=begin), _until(timeout), late)
     if state != "done" or report is None:
         raise Refused(f"the broker could not check its log: {(report or {}).get('reason', state)}", EXIT_IO)
     return report
+
+
+def _until(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout
+
+
+def _awaited(ask: Callable[[bool], tuple[str, Reported]], until: float, late: str) -> tuple[str, Reported]:
+    """Have the broker begin something, and how that ended. Raises Refused, saying `late`, when it takes too long."""
+    state, report = ask(True)
+    while state == "running":
+        if time.monotonic() > until:
+            raise Refused(late, EXIT_UNREACHABLE)
+        time.sleep(POLL_S)
+        state, report = ask(False)
+    return state, report
 
 
 @click.command()
@@ -186,18 +198,18 @@ def checkpoint(
 
 
 def _checkpoint_of(endpoint: str | None, timeout: float | None) -> dict[str, Any]:
-    """Ask the running broker and wait. Raises Refused."""
-    until = None if timeout is None else time.monotonic() + timeout
+    """Have the running broker save what it holds now. Raises Refused."""
+    until = _until(timeout)
     with connected(endpoint, 5.0) as client:
-        state, facts = client.checkpoint(begin=True)
-        while state == "running":
-            if until is not None and time.monotonic() > until:
-                raise Refused("the checkpoint is still being made", EXIT_UNREACHABLE)
-            time.sleep(POLL_S)
-            state, facts = client.checkpoint()
-    if state != "done":
-        raise Refused(f"the broker could not save its index: {facts.get('reason', state)}", EXIT_IO)
-    return facts
+        wanted = client.info()["groups"]
+        while True:
+            late = "the checkpoint is still being made"
+            state, facts = _awaited(lambda begin: client.checkpoint(begin=begin), until, late)
+            if state != "done":
+                raise Refused(f"the broker could not save its index: {facts.get('reason', state)}", EXIT_IO)
+            if facts["group"] >= wanted:
+                return facts
+            # One had begun before we asked, and has less.
 
 
 def _checkpoint_in(
