@@ -25,6 +25,9 @@ KEPT = 2
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{20})\Z")
 _RUN = re.compile(r"run-\d{20}-\d{20}\Z")
 _UNFINISHED = ".tmp"
+_whose = ""
+"""What this process puts into the names of its unfinished files: a child of a broker that was killed may live for a moment beside
+the child of the next."""
 _WRITE_BYTES = 1 << 20
 
 
@@ -53,6 +56,17 @@ class RunFile(Run):
         self._file.close()
 
 
+def beside(process: int) -> None:
+    """From here on this process (0: the broker itself) writes beside others: its unfinished files are named by its number."""
+    global _whose
+    _whose = f".{process}" if process else ""
+
+
+def temporary(name: str) -> str:
+    """What a file is called until it is whole."""
+    return f"{name}{_whose}{_UNFINISHED}"
+
+
 def read(disk: Disk, name: str) -> Checkpoint:
     """A checkpoint file. Raises BadIndex."""
     try:
@@ -71,10 +85,10 @@ def write_base(disk: Disk, base: Base, kept: Iterable[KeptAppend], rows: Iterabl
     Raises OSError, also when the device does not give back what was written, and what making its rows raises.
     """
     name = base_name(base.group)
-    temporary = f"{name}{_UNFINISHED}"
-    if temporary in disk.names():
-        disk.unlink(temporary)
-    file = disk.create(temporary)
+    unfinished = temporary(name)
+    if unfinished in disk.names():
+        disk.unlink(unfinished)
+    file = disk.create(unfinished)
     try:
         writer = _Buffered(file, HEADER_BYTES)
         header = pack_base(base, kept, rows, writer.put)
@@ -92,7 +106,7 @@ def write_base(disk: Disk, base: Base, kept: Iterable[KeptAppend], rows: Iterabl
             raise OSError(errno.EIO, f"the device does not give back what was written: {error}") from error
     finally:
         file.close()
-    disk.rename(temporary, name)
+    disk.rename(unfinished, name)
     disk.sync_folder()
 
 
@@ -212,22 +226,22 @@ def _make(disk: Disk, name: str, fill: Callable[[File], None]) -> None:
         disk.sync_folder()
     except FileExistsError:
         pass
-    temporary = f"{FOLDER}/{name}{_UNFINISHED}"
+    unfinished = f"{FOLDER}/{temporary(name)}"
     try:
-        file = disk.create(temporary)
+        file = disk.create(unfinished)
     except FileExistsError:
-        disk.unlink(temporary)
-        file = disk.create(temporary)
+        disk.unlink(unfinished)
+        file = disk.create(unfinished)
     try:
         try:
             fill(file)
             file.sync()
         finally:
             file.close()
-        disk.rename(temporary, f"{FOLDER}/{name}")
+        disk.rename(unfinished, f"{FOLDER}/{name}")
     except (OSError, BadIndex, TidelogError):
         try:
-            disk.unlink(temporary)
+            disk.unlink(unfinished)
         except OSError:
             pass  # swept with the next checkpoint
         raise

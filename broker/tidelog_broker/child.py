@@ -6,18 +6,26 @@ The child takes no lock and touches no socket. At most one at a time; one thread
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 from typing import IO
 
+from . import checkpoints
+
 PR_SET_PDEATHSIG = 1
+PARENT = "TIDELOG_CHILD_OF"
 
 
 def end_with_parent() -> None:
     """Called by a child: when the broker that started it is killed, it must not write beside the next one."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    # Killed before that: whoever is the parent now is another.
+    if os.getppid() != int(os.environ.get(PARENT, os.getppid())):
+        os._exit(1)
+    checkpoints.beside(os.getpid())
 
 
 class Child:
@@ -42,6 +50,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, PARENT: str(os.getpid())},
             )
         except OSError:
             self._output.close()
