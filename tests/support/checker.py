@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice, pairwise
 
-from support.histories import Append, History, Part, Stored, Subscription, in_scope, lives, slot
+from support import cut_rules
+from support.histories import Append, History, Part, Stored, Subscription, lives, slot
+from support.view import View
 
 FAULTS_MAX = 5
 """Of one rule: the first few tell the story."""
@@ -25,7 +27,7 @@ class Rule(Enum):
 
     SOME_ACK = "a run proves something: an append was acknowledged"
     SAW_SOMETHING = "a run proves something: every subscriber saw an event"
-    POSITIONS = "positions are 0, 1, 2 …"
+    POSITIONS = "positions are 0, 1, 2 …, from the first one left"
     VERSIONS = "the versions of each stream are 0, 1, 2 …"
     CLOCK = "recorded_at is one value for an append and never goes back"
     READERS_AGREE = "the client library and the independent reader find the same log, whole"
@@ -46,6 +48,11 @@ class Rule(Enum):
     SEEN_DENSE = "a subscriber or a read leaves out no event of its range"
     SEEN_ALL = "a subscriber that lives to the end has seen everything"
     FRESH = "a head that was asked for covers what was known before it was asked"
+    CUT_HELD = "what was truncated is gone for ever, and the first position left never goes back"
+    CUT_ONLY = "nothing is gone but what a truncation that was sent reaches"
+    CUT_EDGE = "a truncation is answered with the beginning of the append that its position falls in"
+    LAST_VERSIONS = "the last version and position of a stream stay known, whatever was truncated"
+    BACKUP = "a backup, or an export, is the log up to where it ends, with all that was known when it began"
     ANSWERED = "when the faults are over, everyone is answered within 10 s"
 
 
@@ -73,57 +80,11 @@ class Verdict:
     repeats: int = 0
     seen: int = 0
     reads: int = 0
+    truncations: int = 0
 
     @property
     def broken(self) -> set[Rule]:
         return {fault.rule for fault in self.faults}
-
-
-class View:
-    """What several rules ask of a history, made once."""
-
-    def __init__(self, history: History) -> None:
-        self.by_id: dict[str, Stored] = {}
-        for event in history.log:
-            self.by_id.setdefault(event.id, event)
-        self.by_position = {event.position: event for event in history.log}
-        self.owners = {event_id: append for append in history.appends for event_id in append.ids}
-        self._scopes: dict[str, list[Stored]] = {}
-        self._log = history.log
-        self.known_at, self.known = knowledge(history)
-
-    def events(self, append: Append) -> list[Stored]:
-        """Those events of an append that are in the log, in the order of the append."""
-        return [self.by_id[event_id] for event_id in append.ids if event_id in self.by_id]
-
-    def wanted(self, scope: str) -> list[Stored]:
-        """The log as a subscriber of this scope should see it."""
-        if scope not in self._scopes:
-            self._scopes[scope] = [event for event in self._log if in_scope(scope, event.stream)]
-        return self._scopes[scope]
-
-    def known_before(self, at: int) -> int:
-        """The highest position that somebody knew of before this moment; -1 when nobody knew of any."""
-        place = bisect_left(self.known_at, at)
-        return self.known[place - 1] if place else -1
-
-
-def knowledge(history: History) -> tuple[list[int], list[int]]:
-    """Moments in order, and for each the highest position that anyone had been told of by then."""
-    told = [(one.ended_at, place[1]) for append in history.appends for one in append.acks for place in one.places]
-    for subscription in history.subscriptions:
-        told += [(at, event.position) for at, event in zip(subscription.seen_at, subscription.seen, strict=True)]
-    for read in history.reads:
-        told += [(read.at, event.position) for event in read.events]
-        told += [(read.at, read.head - 1)] if read.head else []
-    moments, highest = [], []
-    top = -1
-    for at, position in sorted(told):
-        if position > top:
-            top = position
-            moments.append(at)
-            highest.append(top)
-    return moments, highest
 
 
 Check = Callable[[History, View], Iterator[str]]
@@ -148,18 +109,22 @@ def saw_something(history: History, view: View) -> Iterator[str]:
 
 
 def positions(history: History, view: View) -> Iterator[str]:
-    for place, event in enumerate(history.log):
+    for place, event in enumerate(history.log, history.first):
         if event.position != place:
             yield f"position {event.position} stands where {place} was due"
             return
 
 
 def versions(history: History, view: View) -> Iterator[str]:
-    due: Counter[str] = Counter()
-    for event in history.log:
-        if event.version != due[event.stream]:
-            yield f"version {event.version} of {event.stream} stands where {due[event.stream]} was due"
-        due[event.stream] = event.version + 1
+    """Where nobody was told of removed events, some of the stream's may have been among them."""
+    due: dict[str, tuple[int, int]] = {}
+    holes, stop = 0, 0
+    for event in view.whole:
+        holes, stop = holes + event.position - stop, event.position + 1
+        version, holes_then = due.get(event.stream, (0, 0))
+        if not version <= event.version <= version + holes - holes_then:
+            yield f"version {event.version} of {event.stream} stands where {version} was due"
+        due[event.stream] = (event.version + 1, holes)
 
 
 def clock(history: History, view: View) -> Iterator[str]:
@@ -167,16 +132,19 @@ def clock(history: History, view: View) -> Iterator[str]:
         if one.recorded_at > two.recorded_at:
             yield f"position {two.position} was recorded at {two.recorded_at}, the one before at {one.recorded_at}"
     for append in history.appends:
-        if len({event.recorded_at for event in view.events(append)}) > 1:
+        if len({event.recorded_at for event in view.events(append) if event.position >= history.first}) > 1:
             yield f"the events of {append.name} were recorded at different times"
 
 
 def readers_agree(history: History, view: View) -> Iterator[str]:
     if history.proof_verdict != "whole":
         yield f"the independent reader says: {history.proof_verdict or 'nothing'}"
-    if len(history.log) != len(history.proof):
-        yield f"the client library finds {len(history.log)} events, the independent reader {len(history.proof)}"
-    for one, two in zip(history.log, history.proof, strict=False):
+    if history.first != history.proof_first:
+        yield f"the broker's first position left is {history.first}, the independent reader's {history.proof_first}"
+    proof = [event for event in history.proof if event.position >= history.first]
+    if len(history.log) != len(proof):
+        yield f"the client library finds {len(history.log)} events, the independent reader {len(proof)}"
+    for one, two in zip(history.log, proof, strict=False):
         if one != two:
             yield f"the client library finds {one}, the independent reader {two}"
 
@@ -192,13 +160,13 @@ def streams_agree(history: History, view: View) -> Iterator[str]:
 
 
 def once(history: History, view: View) -> Iterator[str]:
-    for event in history.log:
+    for event in view.whole:
         if view.by_id[event.id] is not event:
             yield f"event {event.id} stands at {view.by_id[event.id].position} and at {event.position}"
 
 
 def not_invented(history: History, view: View) -> Iterator[str]:
-    for event in history.log:
+    for event in view.whole:
         if event.id not in view.owners:
             yield f"event {event.id} at position {event.position} was never appended"
 
@@ -248,10 +216,12 @@ def whole(history: History, view: View) -> Iterator[str]:
         there = view.events(append)
         if not there or append.refused:
             continue
-        if len(there) < len(append.ids) and not append.acks:
+        # What a truncation took away with nobody having seen all of it says nothing; how it cuts is another rule's business.
+        begins = there[0].position
+        if len(there) < len(append.ids) and not append.acks and (not history.first or begins > history.first):
             yield f"{append.name} has no known outcome, and of its {len(append.ids)} events {len(there)} are in the log"
         for one, two in pairwise(there):
-            if two.position != one.position + 1:
+            if two.position != one.position + 1 and two.position >= history.first:
                 yield f"{append.name} is torn apart: position {two.position} follows {one.position}"
                 break
 
@@ -316,8 +286,8 @@ def seen_kept(history: History, view: View) -> Iterator[str]:
         if there is None or there[:5] != event[:5]:
             yield f"{name} saw {event[:5]}, and the log has {there[:5] if there else 'nothing'} there"
     for read in history.reads:
-        if read.head > len(history.log):
-            yield f"{read.client} was told head {read.head}, and the log ends at {len(history.log)}"
+        if read.head > view.head:
+            yield f"{read.client} was told head {read.head}, and the log ends at {view.head}"
 
 
 def _everything_seen(history: History) -> Iterator[tuple[str, Stored]]:
@@ -345,8 +315,9 @@ def seen_dense(history: History, view: View) -> Iterator[str]:
     for subscription in _by_life(history):
         name = slot(subscription.client)
         due = behind.get(name, subscription.start)
-        if subscription.start > due:
-            yield f"{subscription.client} begins at {subscription.start}, the life before it ended before {due}"
+        asked = subscription.start if subscription.instead is None else subscription.instead
+        if asked > due:
+            yield f"{subscription.client} begins at {asked}, what it had before ended before {due}"
         behind[name] = max(due, subscription.seen[-1].position + 1 if subscription.seen else 0)
 
 
@@ -370,10 +341,11 @@ def _by_life(history: History) -> list[Subscription]:
 
 
 def seen_all(history: History, view: View) -> Iterator[str]:
-    for one in history.subscriptions:
+    for one in {one.client: one for one in history.subscriptions}.values():
         wanted = view.wanted(one.scope)
         last = one.seen[-1].position if one.seen else one.start - 1
-        if one.client in history.ended and wanted and last < wanted[-1].position:
+        # Of what was truncated last of all it may not have been told yet.
+        if one.client in history.ended and wanted and wanted[-1].position > max(last, history.first - 1):
             yield f"{one.client} ends behind position {last}, the last one in its scope is {wanted[-1].position}"
 
 
@@ -399,6 +371,10 @@ def answered(history: History, view: View) -> Iterator[str]:
             yield f"{append.name} was never answered"
         elif one.ended_at > max(calm, one.sent_at) + ANSWER_NS:
             yield f"{append.name} was answered {(one.ended_at - max(calm, one.sent_at)) / 1e9:.1f} s after the faults"
+    for cut in history.cuts:
+        late = cut.ended_at > max(calm, cut.sent_at) + ANSWER_NS
+        if cut.client not in history.killed and (late or not cut.ended_at):
+            yield f"truncation {cut.number} of {cut.client} was answered late or never"
     writers = {append.client for append in history.appends}
     probed = {append.client for append in history.appends if append.probe and append.tries[0].sent_at > calm
               and append.acks}  # fmt: skip
@@ -444,6 +420,11 @@ RULES: dict[Rule, Check] = {
     Rule.SEEN_DENSE: seen_dense,
     Rule.SEEN_ALL: seen_all,
     Rule.FRESH: fresh,
+    Rule.CUT_HELD: cut_rules.held,
+    Rule.CUT_ONLY: cut_rules.only,
+    Rule.CUT_EDGE: cut_rules.edge,
+    Rule.LAST_VERSIONS: cut_rules.last_versions,
+    Rule.BACKUP: cut_rules.backup,
     Rule.ANSWERED: answered,
 }
 
@@ -463,4 +444,5 @@ def judge(history: History, rules: Mapping[Rule, Check] = RULES) -> Verdict:
         verdict.repeats += len(append.tries) - 1
     verdict.seen = sum(len(one.seen) for one in history.subscriptions)
     verdict.reads = len(history.reads)
+    verdict.truncations = sum(cut.first is not None for cut in history.cuts)
     return verdict

@@ -12,10 +12,15 @@ clock, which all processes of a host share.
     definite    number, error          it is not in the log and never will be
     unknown     number, error
     probe       number                 the append of this number asks whether this client is answered at all
-    subscribed  scope, start           scope: "" everything, "c/" a category, "c/1" a stream
+    subscribed  began, scope, start, instead    scope: "" everything, "c/" a category, "c/1" a stream; `instead`: the
+                                       position it would have begun with, had it not been truncated; else null
     seen        event [position, stream, version, id, digest]
     read        began, scope, events [[position …] …]
     head        began, head
+    truncated   began, start, first    a read or a subscription from `start` was told that `first` is the first left
+    cut         number, position       before a truncation
+    cut_ack     number, first
+    cut_failed  number, error, unknown
     end         the process ended because it was told to
 """
 
@@ -29,7 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from support.independent import reader
-from tidelog import Client, Recorded
+from tidelog import Client, Recorded, Truncated
 
 Expectation = int | Literal["any", "none", "exists"]
 
@@ -100,8 +105,46 @@ class Subscription:
     client: str
     scope: str
     start: int
+    began: int
+    instead: int | None = None
     seen: list[Stored] = field(default_factory=list)
     seen_at: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Cut:
+    """One truncation as its client knows it; `first` is its answer, None without one."""
+
+    client: str
+    number: int
+    position: int
+    sent_at: int
+    first: int | None = None
+    ended_at: int = 0
+    error: str = ""
+    unknown: bool = False
+
+
+class Refusal(NamedTuple):
+    """Somebody who asked from `start` on was told that `first` is the first position left."""
+
+    client: str
+    began: int
+    at: int
+    start: int
+    first: int
+
+
+class Copy(NamedTuple):
+    """What a backup holds, restored and read by the independent reader, or an export. `first`: what is truncated below."""
+
+    name: str
+    began: int
+    verdict: str
+    start: int
+    first: int
+    head: int
+    events: list[Stored]
 
 
 class Read(NamedTuple):
@@ -126,16 +169,25 @@ class History:
     ended: set[str] = field(default_factory=set)
     killed: set[str] = field(default_factory=set)
     calm_at: int | None = None
+    cuts: list[Cut] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+    first: int = 0
     log: list[Stored] = field(default_factory=list)
+    proof_first: int = 0
     proof: list[Stored] = field(default_factory=list)
     proof_verdict: str = ""
     streams: dict[str, list[Stored]] = field(default_factory=dict)
-    """`log` by the client library, `proof` by the independent reader, `streams` each read alone by the library."""
+    last: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """`log` by the client library, `proof` by the independent reader, which also finds what is truncated and still stored;
+    `first` is the first position left, as each of them says. `streams`: each read alone by the library; `last`: the version
+    and the position of each one's last event, as the broker lists them."""
 
     def add(self, client: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """One life's rows, in order. A row of a kind that is not known is an error, for it would not be judged."""
         self.clients.append(client)
         mine: dict[int, Append] = {}
+        cuts: dict[int, Cut] = {}
         for row in rows:
             what, at = row["what"], row["at"]
             if what == "send":
@@ -155,7 +207,9 @@ class History:
             elif what == "probe":
                 mine[row["number"]].probe = True
             elif what == "subscribed":
-                self.subscriptions.append(Subscription(client, row["scope"], row["start"]))
+                self.subscriptions.append(
+                    Subscription(client, row["scope"], row["start"], row["began"], row["instead"])
+                )
             elif what == "seen":
                 self.subscriptions[-1].seen.append(Stored(*row["event"]))
                 self.subscriptions[-1].seen_at.append(at)
@@ -164,11 +218,20 @@ class History:
                 self.reads.append(Read(client, row["began"], at, row["scope"], events, 0))
             elif what == "head":
                 self.reads.append(Read(client, row["began"], at, None, [], row["head"]))
+            elif what == "truncated":
+                self.refusals.append(Refusal(client, row["began"], at, row["start"], row["first"]))
+            elif what == "cut":
+                cuts[row["number"]] = Cut(client, row["number"], row["position"], at)
+            elif what in ("cut_ack", "cut_failed"):
+                cut = cuts[row["number"]]
+                cut.ended_at, cut.first = at, row.get("first")
+                cut.error, cut.unknown = row.get("error", ""), bool(row.get("unknown"))
             elif what == "end":
                 self.ended.add(client)
             else:
                 raise ValueError(f"{client} noted a row of an unknown kind: {what}")
         self.appends += mine.values()
+        self.cuts += cuts.values()
 
 
 def in_scope(scope: str, stream: str) -> bool:
@@ -193,27 +256,38 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def read_by_client(history: History, client: Client) -> None:
-    """The whole log, and each stream alone, by the client library."""
+    """The whole log, each stream alone, and what is told of them, by the client library. Nobody may truncate meanwhile."""
+    try:
+        client.read_all(0)
+    except Truncated as error:
+        history.first = error.first_available
     history.log = [stored(event) for event in client.read_all()]
     for row in list(client.list_streams()):
         history.streams[row.stream] = [stored(event) for event in client.read_stream(row.stream)]
+        history.last[row.stream] = (row.last_version, row.last_position)
 
 
 def read_by_reader(history: History, data: Path) -> None:
     """The whole log by the reader that shares no code with broker and client."""
-    events, verdict = reader.read_log(data)
-    history.proof_verdict = str(verdict)
-    history.proof = [
-        Stored(
-            event.position,
-            event.stream,
-            event.version,
-            event.id.hex(),
-            digest_of(event.type, event.payload, event.metadata),
-            event.recorded_at,
-        )
-        for event in events
-    ]
+    found = copy_of("", 0, data)
+    history.proof_first, history.proof, history.proof_verdict = found.first, found.events, found.verdict
+
+
+def copy_of(name: str, began: int, data: Path) -> Copy:
+    """What the independent reader finds in a directory."""
+    walk = reader.Reader(data)
+    start: int | None = None
+    first, events = 0, []
+    for item in walk.walk():
+        if isinstance(item, reader.Event):
+            digest = digest_of(item.type, item.payload, item.metadata)
+            events.append(Stored(item.position, item.stream, item.version, item.id.hex(), digest, item.recorded_at))
+        elif isinstance(item, reader.Control) and item.control == "truncate-log":
+            first = max(first, item.fields[0])
+        elif isinstance(item, reader.Group) and start is None:
+            start = item.first_position
+    begins = walk.head if start is None else start
+    return Copy(name, began, str(walk.verdict), begins, max(first, begins), walk.head, events)
 
 
 def slot(client: str) -> str:

@@ -1,45 +1,49 @@
 """kill -9 again and again under load, and every round judged: python -m support.histories_campaign [CYCLES] [SEED]
 
 Owns the processes of a round: one broker that can be told where to die (support/killer.py), four writers and two
-subscribers (support/writer.py), which are killed too and go on as new lives. A cycle is the life of a broker in which at least
+subscribers (support/writer.py) and one who truncates (support/gardener.py), which are killed too and go on as new lives; and
+backups, restores, exports and migrations beside them (support/upkeep.py). A cycle is the life of a broker in which at least
 500 appends were acknowledged, ended by a kill. After 25 cycles the faults stop, everyone must be answered, and the checker
 judges the log, read twice; the next round begins with a new log.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import select
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
-from support.checker import Verdict, judge
+from support.checker import judge
 from support.histories import History, read_by_client, read_by_reader, rows_of
+from support.kill_report import ACKS, NAMES, Report
 from support.killer import Order, Point
+from support.life import NOTES, Life
 from support.process import BrokerProcess, until
+from support.upkeep import Upkeep
 from tidelog import Client
+from tidelog_broker.core.format import SEGMENT_HEADER_BYTES, SEGMENT_NAME, SegmentHeader
 
 TESTS = Path(__file__).parents[1]
-ACKS = 500
 WRITERS = 4
 SCOPES = {"s0": "", "s1": "shared/"}
-DECK = [Point.GROUP_SYNC] * 15 + [Point.GROUP_TORN, Point.GROUP_SYNCED, Point.MARK] * 2 + [Point.NONE] * 4
+GARDENER = "g0"
+DECK = (
+    [Point.GROUP_SYNC] * 15
+    + [Point.CUT_TORN, Point.GROUP_SYNCED, Point.MARK, Point.NONE] * 2
+    + [Point.GROUP_TORN, Point.REMOVE]
+)
 """How the 25 cycles of a round end; NONE is a kill from outside, whenever."""
-NAMES = {
-    Point.NONE: "at random",
-    Point.GROUP_SYNC: "between write and sync",
-    Point.GROUP_TORN: "inside the write",
-    Point.GROUP_SYNCED: "between sync and reply",
-    Point.MARK: "before a mark's sync",
-}
+RARE = {Point.CUT_TORN, Point.REMOVE}
+RARE_S = 2.0
+"""How long they may take to come; behind that the broker is killed where it is."""
 SETTINGS: list[dict[str, str]] = [
     {},
     {"TIDELOG_STRICT": "1"},
@@ -52,6 +56,9 @@ SETTINGS: list[dict[str, str]] = [
     {"TIDELOG_CHECKPOINT_BATCHES": "1024", "TIDELOG_CHECKPOINT_SECONDS": "1", "TIDELOG_SEGMENT_BYTES": str(1 << 20)},
 ]
 """With the index saved every second, many kills fall into that, and starts go through what was saved."""
+LARGE_EVERY = 4
+"""Of so many rounds one has segments of the usual size, which are never full; in the others they are small, and deleted."""
+SMALL = {"TIDELOG_SEGMENT_BYTES": str(1 << 20), "TIDELOG_HEARTBEAT_MS": "50"}
 
 
 class MortalBroker(BrokerProcess):
@@ -80,83 +87,6 @@ class MortalBroker(BrokerProcess):
         return False
 
 
-class Life:
-    """One process of a client, from its start to its end or kill."""
-
-    def __init__(self, folder: Path, name: str, *arguments: str) -> None:
-        self.name = name
-        self.notes = folder / name
-        self._errors = folder / f"{name}.stderr"
-        kind, endpoint, *more = arguments
-        with self._errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "support.writer", kind, endpoint, str(self.notes), *more],
-                stdin=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, "PYTHONPATH": str(TESTS)},
-            )
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-        assert self.process.stdin
-        self.process.stdin.close()
-
-    def tell(self) -> None:
-        """Tell it to end."""
-        assert self.process.stdin
-        self.process.stdin.close()
-
-    def ended(self, timeout: float) -> str:
-        """Wait for its end; what went wrong, or nothing."""
-        try:
-            code = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return f"{self.name} did not end in {timeout:.0f} s: {self._errors.read_text()}"
-        return "" if code == 0 else f"{self.name} ended with {code}: {self._errors.read_text()}"
-
-
-@dataclass(slots=True)
-class Report:
-    """What a campaign did and found."""
-
-    seed: int
-    cycles: int = 0
-    kills: Counter[str] = field(default_factory=Counter)
-    acknowledged: int = 0
-    refused: int = 0
-    unknown: int = 0
-    unknown_stored: int = 0
-    repeats: int = 0
-    events: int = 0
-    seen: int = 0
-    checkpoints_cut: int = 0
-    resumed: int = 0
-    seconds: float = 0.0
-    faults: list[str] = field(default_factory=list)
-
-    def add(self, verdict: Verdict) -> None:
-        for name in ("acknowledged", "refused", "unknown", "unknown_stored", "repeats", "events", "seen"):
-            setattr(self, name, getattr(self, name) + getattr(verdict, name))
-        self.faults += [str(fault) for fault in verdict.faults]
-
-    @property
-    def share_unsynced(self) -> float:
-        """How many of all kills, clients' too, surely fell between a group's write and its sync."""
-        return self.kills[NAMES[Point.GROUP_SYNC]] / max(1, self.kills.total())
-
-    def __str__(self) -> str:
-        kills = ", ".join(f"{count} {name}" for name, count in self.kills.most_common())
-        found = "no fault" if not self.faults else f"{len(self.faults)} FAULTS with seed {self.seed}"
-        return (
-            f"{self.cycles} cycles of at least {ACKS} acks: {self.acknowledged} acks, {self.unknown} unknown "
-            f"({self.unknown_stored} stored), {self.refused} refused, {self.repeats} repeated, {self.events} events, "
-            f"{self.seen} seen; {self.kills.total()} kills: {kills}; "
-            f"{self.checkpoints_cut} during a checkpoint, {self.resumed} starts from one; {self.seconds:.1f} s, {found}"
-        )
-
-
 class Failed(Exception):
     """The round could not go on."""
 
@@ -164,14 +94,16 @@ class Failed(Exception):
 class Round:
     """One log and everyone around it."""
 
-    def __init__(self, folder: Path, chance: random.Random, report: Report) -> None:
+    def __init__(self, folder: Path, chance: random.Random, report: Report, small: bool) -> None:
         self._folder = folder
+        self._sizes = SMALL if small else {}
         self._chance = chance
         self._report = report
         self._kills = report.kills
         self._counts = folder / "counts"
         self._counts.write_bytes(bytes(8 * WRITERS))
         self.broker = MortalBroker(folder)
+        self.upkeep = Upkeep(folder, self.broker.endpoint, chance, report.upkeep)
         self._lives: dict[str, Life] = {}
         self._everyone: list[Life] = []
         self._starts: dict[str, int] = {}
@@ -183,19 +115,22 @@ class Round:
         self._start()
         for number in range(WRITERS):
             self._bear(f"w{number}")
-        for name in SCOPES:
+        for name in (*SCOPES, GARDENER):
             self._bear(name)
 
     def _bear(self, who: str) -> None:
         """The next life of a client."""
         number = sum(life.name.startswith(who + ".") for life in self._everyone)
         name = f"{who}.{number}"
+        endpoint, seed = self.broker.endpoint, str(self._chance.randrange(1 << 32))
         if who in SCOPES:
-            more = ["subscribe", self.broker.endpoint, SCOPES[who], str(self._starts.get(who, 0))]
+            start = str(self._starts.get(who, 0))
+            words = ["support.writer", "subscribe", endpoint, NOTES, SCOPES[who], start]
+        elif who == GARDENER:
+            words = ["support.gardener", endpoint, NOTES, seed]
         else:
-            seed = str(self._chance.randrange(1 << 32))
-            more = ["append", self.broker.endpoint, name, seed, str(self._counts), who[1:]]
-        self._lives[who] = Life(self._folder, name, *more)
+            words = ["support.writer", "append", endpoint, NOTES, name, seed, str(self._counts), who[1:]]
+        self._lives[who] = Life(self._folder, name, *words)
         self._everyone.append(self._lives[who])
 
     def _acks(self) -> int:
@@ -207,7 +142,9 @@ class Round:
     def cycle(self, point: Point) -> None:
         """Wait until there is enough to lose, kill, start."""
         half = self._chance.random() < 0.25
+        self.upkeep.step()
         self._wait_for_acks(ACKS // 2)
+        self.upkeep.step()
         if half:
             self._kill_a_client()
         self._wait_for_acks(ACKS)
@@ -215,6 +152,8 @@ class Round:
         time.sleep(self._chance.uniform(0.0, 0.08))
         self._kill_broker(point)
         self._report.checkpoints_cut += self._saving()
+        self._report.removals_cut += removing(self.broker.data)
+        self.upkeep.step()
         self._acks_before = self._acks()
         while self._chance.random() < 0.2:
             if self._start_and_die():
@@ -227,8 +166,10 @@ class Round:
 
     def _kill_broker(self, point: Point) -> None:
         if point != Point.NONE:
-            self.broker.order.give(point, self._chance.randrange(3))
-            until(lambda: not self.broker.running, 5.0, 0.002)
+            rare = point in RARE
+            self.broker.order.give(point, 0 if rare else self._chance.randrange(3))
+            with self._held() if rare else nullcontext():
+                until(lambda: not self.broker.running, RARE_S if rare else 5.0, 0.002)
         if self.broker.running:
             self.broker.kill()
             self._kills[NAMES[Point.NONE]] += 1
@@ -237,6 +178,18 @@ class Round:
         if code != -9 or self.broker.order.died != point:
             raise Failed(f"the broker ended by itself with {code}: {self.broker.stderr()[-500:]}")
         self._kills[NAMES[point]] += 1
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """All writers but one wait: what is rare comes sooner, and costs fewer events that have to be judged."""
+        held = [life for who, life in self._lives.items() if who.startswith("w")][1:]
+        for life in held:
+            life.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for life in held:
+                life.process.send_signal(signal.SIGCONT)
 
     def _saving(self) -> bool:
         """Whether a process that saves the index of the broker that was just killed is still at it. It is left to itself."""
@@ -252,7 +205,7 @@ class Round:
 
     def _start(self) -> None:
         self.broker.order.give(Point.NONE)
-        self.broker.settings(self._chance.choice(SETTINGS))
+        self.broker.settings({**self._chance.choice(SETTINGS), **self._sizes})
         self.broker.start()
         self._calls = self.broker.order.calls
         with Client(self.broker.endpoint, timeout=30.0) as client:
@@ -261,7 +214,7 @@ class Round:
     def _start_and_die(self) -> bool:
         """A start that is killed inside recovery; True when it was over before, and the broker runs."""
         self.broker.order.give(self._chance.choice([Point.CALL, Point.HALF]), self._chance.randrange(self._calls))
-        self.broker.settings(self._chance.choice(SETTINGS))
+        self.broker.settings({**self._chance.choice(SETTINGS), **self._sizes})
         self.broker.start(ready=False)
         if self.broker.ready_or_dead(30.0):
             self.broker.order.give(Point.NONE)
@@ -279,8 +232,7 @@ class Round:
         self._killed.add(life.name)
         self._kills["of clients"] += 1
         if who in SCOPES and life.notes.exists():
-            seen = [row["event"][0] for row in rows_of(life.notes)[-1:] if row["what"] == "seen"]
-            self._starts[who] = seen[0] + 1 if seen else self._starts.get(who, 0)
+            self._starts[who] = reached(rows_of(life.notes), self._starts.get(who, 0))
         self._bear(who)
 
     # -- the end
@@ -298,13 +250,18 @@ class Round:
             read_by_client(history, client)
             for life in subscribers:
                 scope = SCOPES[life.name.partition(".")[0]]
-                last = max((event.position for event in history.log if event.stream.startswith(scope)), default=-1)
-                until(lambda life=life, last=last: f'"event": [{last},' in tail(life.notes), 20.0)
+                last = max((event.position for event in history.log if event.stream.startswith(scope)), default=None)
+                if last is not None:
+                    until(lambda life=life, last=last: f'"event": [{last},' in tail(life.notes), 20.0)
                 life.tell()
         troubles += [life.ended(20.0) for life in subscribers]
+        self.upkeep.finish()
         code = self.broker.stop()
         troubles += [f"the broker stopped with {code}: {self.broker.stderr()[-500:]}"] if code else []
         until(lambda: not self._saving(), 20.0)
+        troubles += self.upkeep.troubles
+        history.copies = self.upkeep.copies
+        self._report.removed += first_segment(self.broker.data) - 1
         if any(troubles):
             raise Failed("; ".join(filter(None, troubles)))
         read_by_reader(history, self.broker.data)
@@ -317,7 +274,39 @@ class Round:
         for life in self._lives.values():
             if life.process.poll() is None:
                 life.kill()
+        self.upkeep.close()
         self.broker.close()
+
+
+def reached(rows: list[dict[str, Any]], start: int) -> int:
+    """Where a subscriber with these notes has to go on."""
+    for row in reversed(rows):
+        if row["what"] == "seen":
+            return int(row["event"][0]) + 1
+        if row["what"] == "subscribed":
+            return int(row["start"])
+    return start
+
+
+def segments(data: Path) -> list[Path]:
+    return sorted(path for path in data.iterdir() if SEGMENT_NAME.match(path.name))
+
+
+def first_segment(data: Path) -> int:
+    """The ordinal of the first that is there."""
+    return int(segments(data)[0].name[:10])
+
+
+def removing(data: Path) -> bool:
+    """Whether a base is being written, or tells of a segment that is still there."""
+    names = [path.name for path in data.iterdir() if path.name.startswith("base-")]
+    bases = [name for name in names if not name.endswith(".tmp")]
+    if len(names) > len(bases):
+        return True
+    path = segments(data)[0]
+    with path.open("rb") as file:
+        header = SegmentHeader.unpack(file.read(SEGMENT_HEADER_BYTES), path.name)
+    return any(int(name[5:]) >= header.first_group for name in bases)
 
 
 def tail(path: Path) -> str:
@@ -339,7 +328,7 @@ def campaign(cycles: int, seed: int, base: Path, say: Callable[[str], None]) -> 
         number += 1
         folder = base / str(number)
         folder.mkdir()
-        one = Round(folder, chance, report)
+        one = Round(folder, chance, report, small=number % LARGE_EVERY > 0)
         try:
             one.begin()
             for point in chance.sample(DECK, len(DECK))[: cycles - report.cycles]:

@@ -1,8 +1,9 @@
 """A broker that kills itself at a chosen call to its disk: python -m support.killer ORDER serve …
 
-Owns the order file, which the broker maps, so that looking at it costs nothing, an order can come at any time, and what is
-in it survives the kill. The command line behind ORDER is the real one of `tidelog`; only the methods of RealDisk and RealFile
-are wrapped. SIGKILL is sent by the process to itself: not a byte of its own is written behind it.
+So does every other command of `tidelog` that is given in the place of `serve`. Owns the order file, which the process maps, so
+that looking at it costs nothing, an order can come at any time, and what is in it survives the kill. The command line behind
+ORDER is the real one; only the methods of RealDisk and RealFile are wrapped. SIGKILL is sent by the process to itself: not a
+byte of its own is written behind it.
 
 `Order` is the other side: what the test says and reads.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import signal
 import struct
 import sys
@@ -24,13 +26,15 @@ FIELDS = struct.Struct("<QQQQ")
 """order, how many matching calls are still let pass, calls so far, the point at which it died."""
 CALLS_AT, DIED_AT = 16, 24
 NAME_BYTES = 200
-GROUP_MAGIC = b"TLGR"
+GROUP_MAGIC, GROUP_HEADER_BYTES = b"TLGR", 64
+TRUNCATE_LOG = 4
+SEGMENT_NAME = re.compile(r"\d{10}-\d{20}")
 OF_DISK = ("create", "open", "rename", "unlink", "make_folder", "sync_folder")
 OF_FILE = ("write", "datasync", "sync", "truncate")
 
 
 class Point(IntEnum):
-    """Where to die. The first are by what happens, the last three at the n-th call whatever it is."""
+    """Where to die: by what happens, or (CALL, HALF, OTHER) at the n-th call whatever it is."""
 
     NONE = 0
     GROUP_SYNC = 1  # a group is written and not synced
@@ -40,6 +44,8 @@ class Point(IntEnum):
     CALL = 5  # before the n-th call of the main thread
     HALF = 6  # the same, but when it is a write, half of it is done
     OTHER = 7  # before the n-th call of the other threads
+    CUT_TORN = 8  # half of a group that holds a truncation is written
+    REMOVE = 9  # before a segment is deleted
 
 
 class Order:
@@ -109,12 +115,14 @@ class Killer:
             or (point == Point.MARK and name == "datasync" and where == "marks")
             or (point in (Point.CALL, Point.HALF) and main)
             or (point == Point.OTHER and not main)
+            or (point == Point.CUT_TORN and of_group and holds_truncation(bytes(args[1])))
+            or (point == Point.REMOVE and name == "unlink" and SEGMENT_NAME.match(str(where)) is not None)
         )
         if matches and left:
             self._map[8:16] = struct.pack("<Q", left - 1)
         dies = matches and not left
         if dies and point != Point.GROUP_SYNCED:
-            if name == "write" and point in (Point.GROUP_TORN, Point.HALF):
+            if name == "write" and point in (Point.GROUP_TORN, Point.CUT_TORN, Point.HALF):
                 offset, data = args
                 original(thing, offset, data[: len(data) // 2])
             self._die(point, f"{name} {where}")
@@ -130,6 +138,16 @@ class Killer:
         self._map[FIELDS.size : FIELDS.size + len(text)] = text
         self._map[DIED_AT : DIED_AT + 8] = struct.pack("<Q", point)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def holds_truncation(group: bytes) -> bool:
+    """Whether one of the batches of a group, as it is written, truncates the log (docs/FORMAT.md §3, §4)."""
+    at = GROUP_HEADER_BYTES
+    while at < len(group):
+        if (group[at : at + 1], group[at + 3]) == (b"C", TRUNCATE_LOG):
+            return True
+        at += int.from_bytes(group[at + 4 : at + 8], "little") or len(group)
+    return False
 
 
 def main() -> None:

@@ -21,7 +21,18 @@ from typing import Any
 from uuid import UUID
 
 from support.histories import digest_of
-from tidelog import ANY, NO_STREAM, Appended, Client, Event, ExpectedVersion, TidelogError, Write
+from tidelog import (
+    ANY,
+    NO_STREAM,
+    Appended,
+    Client,
+    Event,
+    ExpectedVersion,
+    Subscription,
+    TidelogError,
+    Truncated,
+    Write,
+)
 
 SHARED_STREAMS = 5
 PATIENCE_S = 30.0
@@ -184,6 +195,7 @@ class Writer:
 
     def _read(self) -> None:
         """The head, and the end of the log or of a stream."""
+        began = start = 0
         try:
             began = time.monotonic_ns()
             head = self._client.head()
@@ -196,6 +208,8 @@ class Writer:
             else:
                 found = list(self._client.read_all(start, category=scope.rstrip("/") or None))
             self._notes.note("read", began=began, scope=scope, events=[sighting(event) for event in found])
+        except Truncated as error:
+            self._notes.note("truncated", began=began, start=start, first=error.first_available)
         except TidelogError as error:
             if not error.retryable and type(error).__name__ != "StreamNotFound":
                 raise
@@ -224,36 +238,40 @@ def sighting(event: Any) -> list[Any]:
     return [position, stream, version, raw_id.hex(), digest_of(kind, payload, metadata)]
 
 
+def stop_in_the_end(subscription: Subscription, over: threading.Event) -> None:
+    over.wait()
+    subscription.stop()
+
+
 def subscribe(endpoint: str, notes: Notes, scope: str, start: int, over: threading.Event) -> None:
-    """Note each delivered event. `start` in positions, so the scope is everything or a category."""
-    while not over.is_set():
-        try:
-            client = Client(endpoint, timeout=PATIENCE_S)
-            subscription = client.subscribe(category=scope.rstrip("/") or None, start=start)
-            break
-        except TidelogError as error:
-            # A broker that is away while a subscription is made says so, and the caller asks again.
-            if not error.retryable:
-                raise
-            client.close()
-    else:
-        notes.note("end")
-        return
-    notes.note("subscribed", scope=scope, start=start)
+    """Note each delivered event. `start` in positions, so the scope is everything or a category.
 
-    def stop() -> None:
-        over.wait()
-        subscription.stop()
-
-    threading.Thread(target=stop, daemon=True).start()
-    for event in subscription:
-        notes.note("seen", event=sighting(event))
-    client.close()
+    What was truncated before it came is noted, and skipped.
+    """
+    instead: int | None = None
+    with Client(endpoint, timeout=PATIENCE_S) as client:
+        while not over.is_set():
+            began = time.monotonic_ns()
+            try:
+                subscription = client.subscribe(category=scope.rstrip("/") or None, start=start)
+                notes.note("subscribed", began=began, scope=scope, start=start, instead=instead)
+                threading.Thread(target=stop_in_the_end, args=(subscription, over), daemon=True).start()
+                for event in subscription:
+                    notes.note("seen", event=sighting(event))
+                    start, instead = event.position + 1, None
+            except Truncated as error:
+                notes.note("truncated", began=began, start=start, first=error.first_available)
+                instead = start if instead is None else instead
+                start = error.first_available
+            except TidelogError as error:
+                # A broker that is away while a subscription is made says so, and the caller asks again.
+                if not error.retryable:
+                    raise
     notes.note("end")
 
 
-def main() -> None:
-    kind, endpoint, path, name, *more = sys.argv[1:]
+def until_told() -> threading.Event:
+    """Set when standard input ends."""
     over = threading.Event()
 
     def watch() -> None:
@@ -261,6 +279,12 @@ def main() -> None:
         over.set()
 
     threading.Thread(target=watch, daemon=True).start()
+    return over
+
+
+def main() -> None:
+    kind, endpoint, path, name, *more = sys.argv[1:]
+    over = until_told()
     if kind == "append":
         counter = Counter(more[1], int(more[2])) if len(more) > 1 else Counter(None, 0)
         Writer(endpoint, Notes(path), name, int(more[0]), counter).run(over)
