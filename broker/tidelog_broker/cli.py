@@ -17,6 +17,7 @@ import click
 
 from . import cli_text as text
 from .cli_backup import backup, export, import_, restore
+from .cli_cursors import cursors
 from .cli_doctor import doctor
 from .cli_log import checkpoint, repair, truncate, verify
 from .cli_migrate import migrate
@@ -438,6 +439,7 @@ def version(as_json: bool) -> None:
 
 
 main.add_command(checkpoint)
+main.add_command(cursors)
 main.add_command(truncate)
 main.add_command(verify)
 main.add_command(repair)

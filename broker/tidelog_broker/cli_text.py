@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tidelog import Appended, Health, Recorded, StreamRow
+    from tidelog import Appended, CursorInfo, Health, Recorded, StreamRow
 
 
 def printable(words: str) -> str:
@@ -101,6 +101,13 @@ def stream_line(row: StreamRow) -> str:
 def stream_json(row: StreamRow) -> str:
     """One line of the list of streams."""
     return as_json(row._asdict())
+
+
+def cursor_line(row: CursorInfo) -> str:
+    """One line of the list of cursors."""
+    stands = "never moved" if row.position is None else f"wants {row.position:>12}"
+    held = f"  held by {printable(row.holder)}" if row.holder else ""
+    return f"{stands:>18}  {printable(row.name)}{held}"
 
 
 def figures(row: Mapping[str, Any]) -> str:

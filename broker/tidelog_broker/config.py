@@ -46,6 +46,8 @@ NUMBERS = [
     Setting("append_bytes_max", limits.APPEND_BYTES_MAX, 64, limits.APPEND_BYTES_CEILING, "bytes", "largest append"),
     Setting("id_window_events", limits.ID_WINDOW_EVENTS, limits.ID_WINDOW_EVENTS, 64 * MIB, "events", "event ids remembered"),
     Setting("streams_cached", STREAMS_CACHED, 1_024, 1 << 24, "streams", "streams kept in memory, twice; others cost a read"),
+    Setting("sessions_max", limits.SESSIONS_MAX, 1, 1 << 20, "sessions", "most sessions, each up to 64 KiB of memory"),
+    Setting("cursors_max", limits.CURSORS_MAX, 1, 1 << 20, "cursors", "most cursors"),
     Setting("checkpoint_batches", 1 << 17, 1_024, 1 << 22, "batches", "the index is saved after so many"),
     Setting("checkpoint_seconds", 300, 1, 86_400, "s", "and after this time, if anything was appended"),
     Setting("heartbeat_ms", 500, 10, 60_000, "ms", "time between heartbeats"),
@@ -77,6 +79,8 @@ class Config:
             id_window_events=self.numbers["id_window_events"],
             streams_cached=self.numbers["streams_cached"],
             tail_batches=self.numbers["checkpoint_batches"],
+            sessions_max=self.numbers["sessions_max"],
+            cursors_max=self.numbers["cursors_max"],
         )
 
     @property

@@ -35,7 +35,7 @@ from .marks import Marks
 SPARE = "spare"
 QUARANTINE = "quarantine"
 BASE_NAME = re.compile(r"base-\d{20}\Z")
-UNFINISHED = re.compile(r"(spare|marks\.tmp|base-\d{20}\.tmp)\Z")
+UNFINISHED = re.compile(r"(spare|marks\.tmp|base-\d{20}(\.\d+)?\.tmp)\Z")
 OURS = {QUARANTINE, "index", "marks", "run", "lost+found"}
 OPEN_FILES_MAX = 128
 """Segments kept open for reading."""
@@ -222,13 +222,18 @@ class LogFiles:
         try:
             reader = self._judge(segments, replay, until, saved)
             if until is None:
-                self.tail = reader.tail(marks.good, saved.named(self.log_id) if saved else {})
+                self.tail = reader.tail(marks.good, self._named(saved))
         except OSError as error:
             raise self._io_error(error) from error
         if until is not None and self.whole.group < until:
             raise reader.damage(f"group {until} was durable, the last good one is {self.whole.group}")
         if bad_marks:
             raise bad_marks
+
+    def _named(self, saved: Saved | None) -> dict[str, int]:
+        """The groups that a base and the saved index name as durable."""
+        named = saved.named(self.log_id) if saved else {}
+        return named if self.base is None else {**named, self.base.name: self.base.base.told}
 
     def _io_error(self, error: OSError) -> CorruptLog:
         """An I/O error is a hole like others, but one that may go away. Raises every other error again."""

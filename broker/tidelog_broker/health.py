@@ -78,7 +78,7 @@ class Health:
             self._server.request_stop()
 
     def _give_up(self) -> None:
-        hanging = self._server.sync_us() / 1e6
+        hanging = self._server.vitals.sync_us() / 1e6
         why = f"a data-sync has been running for {hanging:.1f} s" if hanging else "requests are still being answered"
         print(f"tidelog: stopping took too long: {why}; unanswered appends have an unknown outcome", file=sys.stderr)
         sys.stderr.flush()
@@ -92,7 +92,7 @@ class Health:
         try:
             for request in wire.unpack_requests(frames[1]):
                 if request[0] == wire.HEALTH:
-                    replies.append((request[1], 0, *self._server.verdict()))
+                    replies.append((request[1], 0, *self._server.vitals.verdict()))
                 else:
                     error = InvalidArgument("this socket answers only HEALTH")
                     replies.append((request[1], error.code, error.text, ()))

@@ -17,11 +17,13 @@ from heapq import merge
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import msgpack
 from tidelog.errors import CorruptLog
 
 from . import checkpoints
 from .core.idwindow import IdWindow
 from .core.index import Index, Tail
+from .core.known import Known
 from .core.postings import Part, RunPart, TailPart
 from .core.rows import Rows
 from .core.run import DELETED, BadIndex, Run, category_key, stream_key
@@ -127,6 +129,13 @@ def digest_of_ids(window: IdWindow) -> str:
     return whole.hexdigest()
 
 
+def digest_of_known(known: Known) -> str:
+    """Of all that is known beside the index: event ids, sessions with their results, cursors."""
+    whole = blake2b(digest_of_ids(known.window).encode(), digest_size=DIGEST_BYTES)
+    whole.update(msgpack.packb([known.sessions.images(), known.cursors.rows()]))
+    return whole.hexdigest()
+
+
 class _Untouched:
     """A disk to look at. Setting a bad index aside does nothing here, so that it shows a second time."""
 
@@ -173,7 +182,7 @@ def compare(disk: Disk, settings: LogSettings) -> Comparison:
     try:
         if rebuilt.log.damage is not None:
             raise rebuilt.log.damage
-        right, ids = digest(rebuilt.index), digest_of_ids(rebuilt.window)
+        right, ids = digest(rebuilt.index), digest_of_known(rebuilt.known)
         group, head, log_id = rebuilt.log.group, rebuilt.index.head, rebuilt.log.log_id
     finally:
         rebuilt.log.abandon()
@@ -199,6 +208,6 @@ def _as_started(disk: Disk, settings: LogSettings, window_events: int, group: in
     in_memory = IndexSettings(id_window_events=window_events, tail_batches=NEVER)
     store = Store.behind_checkpoint(_Untouched(disk), settings, in_memory, group)
     try:
-        return digest(store.index), digest_of_ids(store.window), store.checkpoint_group
+        return digest(store.index), digest_of_known(store.known), store.checkpoint_group
     finally:
         store.log.abandon()

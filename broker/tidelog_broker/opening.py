@@ -73,7 +73,7 @@ class OpenFiles(LogFiles):
             return
         marks.good_or_damage(segments[-1], self.settings.accept_missing_mark)
         reader = self._judge(segments, replay, saved=saved)
-        self._recover(segments, reader, saved.named(self.log_id) if saved else {})
+        self._recover(segments, reader, self._named(saved))
 
     def _create(self, marks: Marks) -> None:
         """The first segment, behind a marks file that is already durable."""

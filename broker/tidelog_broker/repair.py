@@ -14,9 +14,10 @@ from dataclasses import replace
 from tidelog.errors import CorruptLog
 
 from . import checkpoints
+from .core.base import SESSIONS, BaseReader
 from .core.format import SEGMENT_HEADER_BYTES
 from .disk import Disk
-from .files import QUARANTINE
+from .files import BASE_NAME, QUARANTINE
 from .log import LogSettings
 from .store import Store
 from .verify import DAMAGED, HEALTHY, Survey, survey
@@ -104,10 +105,32 @@ def _cut_at_hole(disk: Disk, found: Survey) -> list[str]:
         done.append(_move(disk, name))
     if cut:
         _truncate(disk, kept[-1], hole["offset"])
+    done += _retell(disk, hole["group"] - 1)
     # The marks last: they name what is gone now, so that until here the log is damaged for whoever looks.
     if "marks" in disk.names():
         done.append(_move(disk, "marks"))
     return done
+
+
+def _retell(disk: Disk, group: int) -> list[str]:
+    """The newest base tells of sessions and cursors behind groups that are gone now: from here on, behind the last that is left.
+
+    A serial that was given out stays used: nothing can be written twice.
+    """
+    names = sorted(name for name in disk.names() if BASE_NAME.match(name))
+    if not names:
+        return []
+    file = disk.open(names[-1])
+    try:
+        reader = BaseReader(names[-1], file.read, file.size())
+        if reader.base.told <= group:
+            return []
+        # Results are told by the numbers of batches, some of which are gone, and others will have their numbers.
+        rows = ((kind, [*row[:3], b""] if kind == SESSIONS else row) for kind, row in reader.rows())
+        checkpoints.write_base(disk, replace(reader.base, told=group), reader.kept(), rows)
+    finally:
+        file.close()
+    return [f"{names[-1]} tells of sessions and cursors as of group {group} now"]
 
 
 def _free(disk: Disk, stem: str) -> str:

@@ -8,7 +8,6 @@ one may hang in a sync.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,17 +21,18 @@ from . import checkpoints
 from .checkpointing import Checkpointing
 from .config import Config
 from .core.base import KeptWrite
-from .core.broker import Broker, Identity, Request, Verdict
+from .core.broker import Broker, Identity, Request
 from .core.pages import Extent
 from .core.peers import Peer
 from .core.requests import READ_CHECKED
 from .core.run import BadIndex
-from .core.topics import EVERYTHING
+from .core.staged import SealedGroup
 from .endpoints import Endpoint
-from .log import FailStop
+from .log import FailStop, Place
 from .store import Store
-from .verifying import Verification
+from .syncing import SyncThread
 from .version import VERSION
+from .vitals import Vitals
 
 # As plain integers: combining pyzmq's enum flags costs 350 ns each time, three times a reply.
 NOBLOCK = int(zmq.NOBLOCK)
@@ -48,10 +48,10 @@ ANSWER_BYTES_MAX = 4 << 20
 """Reads answered between two groups: they must not hold up appends."""
 FULL_RETRY_MS = 1_000
 LAG_PAUSE_S = 0.005
-HANGING_SYNC_US = 1_000_000
 STOP_DRAIN_NS = 3_000_000_000
 """What is still unread then is left to the next broker: senders that never pause must not keep this one (health.py has
 the deadline)."""
+LEASE_GRACE_NS = 5_000_000_000
 COPY_BYTES_MAX = 16 << 10
 """Larger replies are handed to ZeroMQ without a copy."""
 
@@ -61,16 +61,13 @@ class Server:
 
     def __init__(self, config: Config, store: Store, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.store = store
-        self.syncing_since_ns = 0
         self.failure: FailStop | None = None
         self.stop_requested = threading.Event()
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._config = config
-        self._started_ns = time.monotonic_ns()
-        self._verification = Verification(config.data)
+        self._sync = SyncThread(store.log, self.wake_fd)
+        self.vitals = Vitals(config, store, self.stop_requested)
         self._checkpointing = Checkpointing(config, store)
-        self._rot = ""
-        self._rots = self._rots_judged = 0
         identity = Identity(store.log.log_id, os.urandom(16), VERSION, config.heartbeat_ms)
         self.broker = Broker(
             identity,
@@ -78,12 +75,13 @@ class Server:
             config.append_limits,
             store.log.body_bytes_max,
             self._stored,
-            self._recorded_at,
-            self._info,
-            self.verdict,
-            self._verify,
-            store.window,
+            self.vitals.recorded_at,
+            lambda: self.vitals.info(self.broker, self._checkpointing),
+            self.vitals.verdict,
+            self.vitals.verify,
+            store.known,
             self._checkpoint,
+            self._is_gone,
         )
         self.broker.read_only = store.log.read_only
         self._requests = self._socket(context, zmq.ROUTER)
@@ -97,8 +95,6 @@ class Server:
         self._pack = msgpack.Packer().pack  # packb makes a Packer with a buffer of 256 KiB each time
         self._next_heartbeat_ns = 0
         self._next_retry_ns = 0
-        self._last_commit_ns = 0
-        self._slowest_sync_ns = self._last_sync_ns = 0
         self._prepare = threading.Event()
         self._preparer = threading.Thread(target=self._prepare_loop, name="tidelog-prepare", daemon=True)
 
@@ -139,22 +135,42 @@ class Server:
         broker = self.broker
         while True:
             worked = self._drain()
-            if broker.appender.parts:
-                self._commit()
-            self._answer_later()
+            self._commit_or_begin()
+            if not self._sync.running:
+                self._answer_later()
+                self._tick()
             self._send_replies()
-            self._tick()
             if self.failure:
                 raise self.failure
             if self._checkpointing.lags():
                 time.sleep(LAG_PAUSE_S)
             if self.stop_requested.is_set():
                 break
-            if worked or broker.later or broker.backlog:
-                self._subscriptions()  # without a pause there is no poll that would tell of a new subscriber
-            else:
+            if self._sync.running or not (worked or broker.later or broker.backlog):
                 self._wait()
+            else:
+                self._subscriptions()  # without a pause there is no poll that would tell of a new subscriber
         self._stop()
+
+    def _commit_or_begin(self) -> None:
+        """Make what is staged durable: here and now, or, when somebody was told "accepted", beside the loop.
+
+        Whoever wants anything else waits for the group that is under way, and for no other but his own.
+        """
+        broker = self.broker
+        if self._sync.running:
+            if not (self._sync.ended or broker.later or broker.backlog or self.stop_requested.is_set()):
+                return
+            self._end_sync()
+            self._answer_later()
+            self._tick()
+        if not broker.appender.parts:
+            return
+        if broker.appender.accepted and not (broker.later or broker.backlog or self.stop_requested.is_set()):
+            self._send_replies()
+            self._begin_sync()
+        else:
+            self._commit()
 
     def _drain(self) -> bool:
         """Take in what waits; True if anything did."""
@@ -184,14 +200,34 @@ class Server:
 
     def _commit(self) -> None:
         """Make the staged group durable, then visible: data-sync → index and head → replies and publish."""
-        broker, store = self.broker, self.store
-        appender = broker.appender
+        group, published = self._seal()
+        self._commit_with(lambda: self.store.log.commit(group.parts, len(group.staged), group.next_position), published)
+
+    def _begin_sync(self) -> None:
+        """The same, but the loop goes on meanwhile, and `_end_sync` does the rest."""
+        group, self._published = self._seal()
+        self.broker.set_aside()
+        self.vitals.group_begins()
+        self._sync.begin(group)
+
+    def _end_sync(self) -> None:
+        self._commit_with(self._sync.end, self._published)
+
+    def _seal(self) -> tuple[SealedGroup, list[tuple[bytes, bytes]]]:
+        """The staged group, and what will be published of it."""
+        broker = self.broker
+        group = broker.appender.seal()
         published: list[tuple[bytes, bytes]] = []
         if broker.topics.subscribed:
-            published.extend(broker.topics.messages(store.index, appender.staged, appender.parts, broker.generation))
-        self.syncing_since_ns = time.monotonic_ns()
+            published.extend(broker.topics.messages(self.store.index, group.staged, group.parts, broker.generation))
+        return group, published
+
+    def _commit_with(self, written: Callable[[], Place], published: list[tuple[bytes, bytes]]) -> None:
+        """What follows once the sealed group is `written`, or is not."""
+        broker, log = self.broker, self.store.log
+        self.vitals.group_begins()
         try:
-            place = store.log.commit(appender.parts, len(appender.staged), appender.position)
+            place = written()
         except StorageFull as error:
             broker.failed(error)
             return
@@ -200,24 +236,30 @@ class Server:
             self._send_replies()
             raise
         finally:
-            self._last_commit_ns = time.monotonic_ns()
-            self._last_sync_ns = self._last_commit_ns - self.syncing_since_ns
-            self._slowest_sync_ns = max(self._slowest_sync_ns, self._last_sync_ns)
-            self.syncing_since_ns = 0
+            self.vitals.group_ended()
         broker.committed(*place)
         self._send_replies()
         for topic, body in published:
             self._publish_one(topic, body)
         if broker.waiting:
             broker.wake(time.monotonic_ns())
-        if store.log.wants_preparing and not store.log.full:
+        if log.wants_preparing and not log.full:
             self._prepare.set()
 
     # -- sending
 
     def _send_replies(self) -> None:
-        """One message to each client that has replies."""
+        """One message to each client that has replies; what shares the fate of a group that is pending stays."""
         touched = self.broker.touched
+        if self.broker.appender.is_pending:
+            self.broker.touched = still = []
+            for peer in touched:
+                if peer.ready:
+                    ready, peer.ready = peer.ready, []
+                    self._send(peer, ready)
+                if peer.fated:
+                    still.append(peer)
+            return
         for peer in touched:
             replies = peer.fated + peer.ready if peer.ready else peer.fated
             self._send(peer, replies)
@@ -250,11 +292,11 @@ class Server:
             return
         now_ns = time.monotonic_ns()
         sent = 0
-        # Who has an append in the backlog has its reads behind it.
+        # Who has an append in the backlog, or in the group that is being collected, has its reads behind it.
         held = {peer.identity for peer, _ in self.broker.backlog}
         for _ in range(min(ANSWERS_MAX, len(later))):
             peer, request = later.popleft()
-            if peer.identity in held:
+            if peer.fated or peer.identity in held:
                 later.append((peer, request))
                 continue
             answer = self.broker.answer(peer, request, now_ns)
@@ -276,13 +318,13 @@ class Server:
             if checked:
                 stored, between = self.store.checked(extents)
                 if between is not None:
-                    self._rotten(between)
+                    self.vitals.rotten(between)
             else:
                 pieces = list(self.store.read(extents))
                 stored = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         except TidelogError as error:
             if isinstance(error, CorruptLog):
-                self._rotten(error)
+                self.vitals.rotten(error)
             self.broker.say(peer, (reply[0], error.code, error.text, error.facts))
             return ANSWER_BYTES_MAX
         self._send(peer, [reply], stored)
@@ -305,8 +347,8 @@ class Server:
         self.store.index.tidy()
         if self._checkpointing.due(now_ns):
             self._checkpointing.begin(now_ns, self._mark)
-        if log.to_remove and not (self._verification.running or self._checkpointing.running):
-            self._syncing(log.remove_one)
+        if log.to_remove and not (self.vitals.verification.running or self._checkpointing.running):
+            self.vitals.syncing(log.remove_one)
         if log.full and now_ns >= self._next_retry_ns:
             self._next_retry_ns = now_ns + FULL_RETRY_MS * 1_000_000
             self._prepare.set()
@@ -314,11 +356,11 @@ class Server:
     def _mark(self) -> None:
         """The last group gets its mark."""
         if self.store.log.unmarked:
-            self._syncing(self.store.log.mark)
+            self.vitals.syncing(self.store.log.mark)
 
     def _mark_due_ns(self) -> int:
         """When the last group gets its mark if no other comes before."""
-        return self._last_commit_ns + self._config.idle_mark_ms * 1_000_000
+        return self.vitals.last_commit_ns + self._config.idle_mark_ms * 1_000_000
 
     def _heartbeat(self, now_ns: int) -> None:
         self._next_heartbeat_ns = now_ns + self._config.heartbeat_ms * 1_000_000
@@ -326,7 +368,7 @@ class Server:
             self.store.index.head, self.broker.generation, stopping=self.broker.stopping
         )
         self._publish_one(topic, body)
-        self._verified()
+        self.vitals.verified()
         self._checkpointing.poll(now_ns)
 
     def _subscriptions(self) -> None:
@@ -377,6 +419,8 @@ class Server:
     def _stop(self) -> None:
         """Not ready first, then what is queued is answered, subscribers are told, the log is closed."""
         self.broker.stopping = True
+        if self._sync.running:
+            self._end_sync()
         until_ns = time.monotonic_ns() + STOP_DRAIN_NS
         while time.monotonic_ns() < until_ns:
             worked = self._drain()
@@ -389,73 +433,33 @@ class Server:
                 break
         self._subscriptions()
         self._heartbeat(time.monotonic_ns())
-        self._verification.stop()
+        self.vitals.verification.stop()
         self._mark()
-        self._syncing(self._checkpointing.stop)
-        self._syncing(self.store.log.close)
-
-    def _syncing(self, work: Callable[[], object]) -> None:
-        """Do what syncs outside of a group; health names it if it hangs."""
-        self.syncing_since_ns = time.monotonic_ns()
-        try:
-            work()
-        finally:
-            self.syncing_since_ns = 0
+        self.vitals.syncing(self._checkpointing.stop)
+        self.vitals.syncing(self.store.log.close)
 
     def close_sockets(self) -> None:
         self._requests.close()
         self._publish.close()
 
-    def sync_us(self) -> int:
-        """How long the running data-sync has taken, in µs; 0 if none runs. From any thread."""
-        since = self.syncing_since_ns
-        return (time.monotonic_ns() - since) // 1000 if since else 0
-
-    def verdict(self) -> Verdict:
-        """How this broker is. From any thread."""
-        syncing = self.sync_us()
-        reason = ""
-        if self.stop_requested.is_set():
-            reason = "stopping"
-        elif syncing > HANGING_SYNC_US:
-            reason = f"a data-sync has been running for {syncing / 1e6:.1f} s"
-        elif self.store.log.read_only:
-            reason = f"read-only (--salvage): positions before {self.store.index.head} are served"
-        elif self.store.log.full:
-            reason = "storage full"
-        return Verdict(True, not reason, reason, self.store.index.head, syncing, self._rot)
-
-    # -- damage that is found while it runs
-
     def _stored(self, number: int) -> tuple[KeptWrite, ...]:
         """A stored append, to compare a repeat with. Raises CorruptLog."""
+        self._sync.settle()
+        return self.vitals.stored(number)
+
+    # -- leases
+
+    def _is_gone(self, holder: str) -> bool:
+        """Whether whoever holds a lease has no connection any more: nothing can be sent to it."""
         try:
-            return self.store.original(number)
-        except CorruptLog as error:
-            self._rotten(error)
-            raise
-
-    def _recorded_at(self, number: int, checked: bool = False) -> int:
-        """The time of a batch. Raises CorruptLog."""
-        try:
-            return self.store.recorded_at(number, checked)
-        except CorruptLog as error:
-            self._rotten(error)
-            raise
-
-    def _rotten(self, error: CorruptLog) -> None:
-        """Say it once and remember it for health; nothing else stops."""
-        self._rots += 1
-        if not self._rot:
-            self._rot = f"damage found: {error.text}"
-            print(f"tidelog: {self._rot}; `tidelog verify` tells how much", file=sys.stderr, flush=True)
-
-    def _verify(self, begin: bool) -> tuple[str, dict[str, Any] | None]:
-        """VERIFY: begin a check of the log as it is now, or tell how the last one ended."""
-        self._verified()
-        if begin and self._verification.begin(None if self.store.log.read_only else self.store.log.group):
-            self._rots_judged = self._rots
-        return self._verification.state()
+            peer = self.broker.peers.of_client(bytes.fromhex(holder))
+        except ValueError:
+            return True  # no client of ours
+        if peer is None:
+            # Behind a restart everyone is given time to come back.
+            return time.monotonic_ns() - self.vitals.started_ns > LEASE_GRACE_NS
+        self._send(peer, [])
+        return not peer.alive
 
     def _checkpoint(self, begin: bool) -> tuple[str, dict[str, Any]]:
         """CHECKPOINT: begin one at the log point that is durable now, or tell how the last one ended."""
@@ -464,57 +468,6 @@ class Server:
         if begin and not self.store.log.read_only:
             self._checkpointing.begin(now_ns, self._mark)
         return self._checkpointing.state()
-
-    def _verified(self) -> None:
-        """Take a finished check into account: it is the last word on what reads had met when it began."""
-        report = self._verification.poll()
-        if report is None:
-            return
-        if report["damage"] is None:
-            if self._rots == self._rots_judged:
-                self._rot = ""
-        else:
-            self._rotten(CorruptLog(report["damage"]["proof"], report["damage"]["segment"], report["damage"]["offset"]))
-
-    def _info(self) -> dict[str, Any]:
-        """Figures for people (INFO)."""
-        index, log, window = self.store.index, self.store.log, self.broker.appender.window
-        return {
-            "version": VERSION,
-            "pid": os.getpid(),
-            "data": str(self._config.data.absolute()),
-            "log_id": log.log_id.hex(),
-            "read_only": log.read_only,
-            "strict": log.settings.strict,
-            "align": log.settings.align,
-            "first_position": index.first_position,
-            "head": index.head,
-            "groups": log.group,
-            "segments": log.segments(),
-            "streams": index.stream_count,
-            "batches": index.stop - index.first_number,
-            "syncs": log.syncs,
-            "slowest_sync_us": self._slowest_sync_ns // 1000,
-            "last_sync_us": self._last_sync_ns // 1000,
-            "opened": {
-                "checkpoint_group": log.report.since,
-                "groups_read": log.report.groups,
-                "bytes_read": log.report.bytes_read,
-                "index_bytes_read": self.store.index_bytes_read,
-            },
-            "checkpoint_group": self.store.checkpoint_group,
-            "checkpoint_age_seconds": self._checkpointing.age_seconds(time.monotonic_ns()),
-            "runs": len(index.runs),
-            "tail_batches": sum(len(tail.positions) for tail in (*index.frozen, index.tail)),
-            "clients": len(self.broker.peers),
-            "topics": len(self.broker.topics.subscribed),
-            "everything_subscribed": EVERYTHING in self.broker.topics.subscribed,
-            "refused": self.broker.refused,
-            "known_ids": len(window.young) + len(window.old),
-            "id_window_events": window.events,
-            "id_window_begins": window.begins,
-            "uptime_seconds": (time.monotonic_ns() - self._started_ns) // 1_000_000_000,
-        }
 
 
 def _has_message(socket: zmq.Socket[bytes]) -> bool:

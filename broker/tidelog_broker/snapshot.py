@@ -28,6 +28,7 @@ from .backup import (
     pack_part,
     unfit,
 )
+from .core.base import BaseReader
 from .core.format import SEGMENT_HEADER_BYTES, SEGMENT_NAME, SegmentHeader
 from .core.recovery import Chain, SegmentReader
 from .disk import Disk, File
@@ -106,6 +107,8 @@ def _at(log_id: bytes, group: int, opened: list[Cut], made_at: int, older: Backu
     alive = [(header, cut) for header, cut in rows if header.first_group > told]
     if not alive:
         raise CorruptLog("there is no open segment, so no log to back up", "", 0)
+    if base is not None:
+        told = max(told, BaseReader(base.name, base.read, base.length).base.told)
     if group < told:
         raise _Moved
     kept = [(header, cut) for header, cut in alive if header.first_group <= group]

@@ -11,24 +11,28 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import Any
 from zlib import crc32
 
-import msgpack
-from tidelog.batch import CONTROL, EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
-from tidelog.errors import CorruptLog, InvalidHeader
-from tidelog.limits import ID_WINDOW_EVENTS
+from tidelog.batch import EVENTS, HEADER, HEADER_BYTES, Batch, Incomplete, read_batch
+from tidelog.errors import CorruptLog
+from tidelog.limits import CURSORS_MAX, ID_WINDOW_EVENTS, SESSION_RESULTS_MAX, SESSIONS_MAX
 from tidelog.wire import CRC_RESIDUE
 
 from . import checkpoints
 from .checkpoints import RunFile
-from .core.base import Base, BaseReader, KeptAppend, KeptWrite, base_name, kept_writes
+from .core.base import CURSORS, SESSIONS, Base, BaseReader, KeptAppend, KeptWrite, base_name, kept_writes
 from .core.checkpoint import Checkpoint
-from .core.format import TRUNCATE_LOG
-from .core.idwindow import IdWindow, event_ids
-from .core.index import OFFSET_MASK, PLACE_SHIFT, STREAMS_CACHED, Index, Staged, Tail
+from .core.cursors import Cursor, Cursors
+from .core.idwindow import IdWindow
+from .core.index import OFFSET_MASK, PLACE_SHIFT, STREAMS_CACHED, Index, Tail
+from .core.known import Known
 from .core.merging import base_rows, merge_runs, to_merge, weight, write_base_run, write_tail
-from .core.recovery import BatchRow, Group
+from .core.recovery import Group
+from .core.replay import replay
 from .core.run import BadIndex, Put, Run
+from .core.sessions import SessionImage, Sessions
 from .disk import Disk
 from .files import Replay, Since
 from .log import Log, LogSettings
@@ -57,11 +61,13 @@ class _Witnesses:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSettings:
     """How much of the index is in memory: events in the id window, streams in each of two generations, batches that are not
-    in a run yet before they become one."""
+    in a run yet before they become one, sessions and cursors."""
 
     id_window_events: int = ID_WINDOW_EVENTS
     streams_cached: int = STREAMS_CACHED
     tail_batches: int = 1 << 17
+    sessions_max: int = SESSIONS_MAX
+    cursors_max: int = CURSORS_MAX
 
 
 class Store:
@@ -153,8 +159,15 @@ class Store:
         self._reset()
 
     def _reset(self) -> None:
-        self.index = Index(self._settings.streams_cached)
-        self.window = IdWindow(self._settings.id_window_events)
+        settings = self._settings
+        self.index = Index(settings.streams_cached)
+        self.known = Known.nothing(settings.id_window_events, settings.sessions_max, settings.cursors_max)
+        self._told = 0
+
+    @property
+    def window(self) -> IdWindow:
+        """The event ids that are known."""
+        return self.known.window
 
     # -- the saved index (files.Saved)
 
@@ -190,9 +203,17 @@ class Store:
             return
         self._log_id = base.base.log_id
         self._tell(base)
-        self.window = IdWindow.from_base(base.base, self._kept_appends().values())
-        self.window.turns.insert(0, base.base.window_begins)  # the next base asks for it
-        self.window.events = self._settings.id_window_events
+        known = self.known
+        window = known.window = IdWindow.from_base(base.base, self._kept_appends().values())
+        window.turns.insert(0, base.base.window_begins)  # the next base asks for it
+        window.events = self._settings.id_window_events
+        self._told = base.base.told
+        rows: dict[str, list[list[Any]]] = {SESSIONS: [], CURSORS: []}
+        for kind, row in base.rows():
+            if kind in rows:
+                rows[kind].append(row)
+        known.sessions = Sessions(self._settings.sessions_max, (SessionImage(*row) for row in rows[SESSIONS]))
+        known.cursors = Cursors(self._settings.cursors_max, ((row[0], Cursor(*row[1:])) for row in rows[CURSORS]))
         number = base.base.number
         write = partial(write_base_run, base)
         run: Run | None = None
@@ -241,7 +262,11 @@ class Store:
         index.adopt(list(runs))
         index.recorded_at, index.stream_count = saved.recorded_at, saved.stream_count
         index.first_position, index.first_number = saved.first_position, saved.first_number
-        self.window = IdWindow.from_image(saved.window)
+        settings = self._settings
+        self.known = Known(
+            IdWindow.from_image(saved.window), Sessions(settings.sessions_max, saved.sessions),
+            Cursors(settings.cursors_max, saved.cursors),
+        )  # fmt: skip
         self.checkpoint_group = saved.group
 
     def _keep(self, runs: list[RunFile]) -> None:
@@ -274,7 +299,8 @@ class Store:
                 log_id=self.log.log_id, group=point.group, tag=point.tag, ordinal=point.ordinal, at=point.at, end=point.end,
                 head=point.head, number=index.stop, recorded_at=index.recorded_at, stream_count=index.stream_count,
                 first_position=index.first_position, first_number=index.first_number,
-                runs=tuple(checkpoints.run_name(run) for run in runs), window=self.window.image(),
+                sessions=tuple(self.known.sessions.images()), cursors=tuple(self.known.cursors.rows()),
+                runs=tuple(checkpoints.run_name(run) for run in runs), window=self.known.window.image(),
             ),
         )  # fmt: skip
         self._use(runs)
@@ -320,85 +346,10 @@ class Store:
     # -- replay
 
     def _replay(self, ordinal: int, group: Group) -> None:
-        """One recovered group into the index; stream versions must follow. Raises CorruptLog or InvalidHeader."""
-        index = self.index
-        staged: list[Staged] = []
-        versions: dict[str, int] = {}
-        ids: dict[bytes, int] = {}
-        truncations: list[int] = []
-        number, first_position = index.stop, group.header.first_position
-        for row in group.rows:
-            if row.kind == CONTROL and row.layout == TRUNCATE_LOG:
-                staged.append(("", 0, 0, 0, row.length, True, False))
-                truncations.append(self._truncation(ordinal, group, row))
-                index.recorded_at = max(index.recorded_at, row.recorded_at)
-                continue
-            if row.kind != EVENTS or row.flags:
-                # Ignoring it would serve what a later version hid, or forget its sessions.
-                raise InvalidHeader(
-                    f"group {group.header.number} holds a record (kind {row.kind:#x}, flags {row.flags}, subtype "
-                    f"{row.layout}) that this version does not honour: use a newer Tidelog"
-                )
-            expected = versions.get(row.stream)
-            if expected is None and index.recalls:
-                known = index.find(row.stream)
-                expected = known.next_version if known else 0
-            if row.first_version != expected and expected is not None:
-                offset = group.body_offset + row.at
-                raise CorruptLog(
-                    f"the log is damaged in segment {ordinal} at offset {offset}: stream {row.stream!r} goes on with "
-                    f"version {row.first_version}, expected {expected}. Nothing was changed.",
-                    str(ordinal),
-                    offset,
-                )
-            versions[row.stream] = row.first_version + row.events
-            index.recorded_at = max(index.recorded_at, row.recorded_at)
-            starts = row.append_index == 0
-            staged.append((row.stream, row.events, row.first_version, row.signature, row.length, starts, False))
-            ids.update(dict.fromkeys(self._ids(ordinal, group, row), number))
-            if row.append_index + 1 == row.append_count:
-                self.window.restore(ids, first_position)
-                number += row.append_count
-                first_position = row.first_position + row.events
-                ids = {}
-        index.apply(ordinal, group.body_offset, staged)
-        for position in truncations:
-            index.truncate(position)
-        index.tidy()
-        if self._spills and len(index.tail.positions) >= self._settings.tail_batches:
+        """One recovered group into the index. Raises CorruptLog or InvalidHeader."""
+        replay(self.index, self.known, ordinal, group, self._told)
+        if self._spills and len(self.index.tail.positions) >= self._settings.tail_batches:
             self._spill()
-
-    @staticmethod
-    def _truncation(ordinal: int, group: Group, row: BatchRow) -> int:
-        """The position of a truncation. Raises CorruptLog."""
-        try:
-            position = msgpack.unpackb(group.body[row.region : row.at + row.length - 4])[0]
-        except Exception:
-            position = None
-        if type(position) is not int or not 0 <= position <= group.header.first_position + sum(
-            r.events for r in group.rows
-        ):
-            offset = group.body_offset + row.at
-            raise CorruptLog(
-                f"the log is damaged in segment {ordinal} at offset {offset}: a truncation to {position!r}. Nothing was changed.",
-                str(ordinal),
-                offset,
-            )
-        return position
-
-    @staticmethod
-    def _ids(ordinal: int, group: Group, row: BatchRow) -> tuple[bytes, ...]:
-        try:
-            return event_ids(group.body, row.region, row.events)
-        except Exception:
-            # A right checksum over wrong columns: it was written so. msgpack raises a dozen kinds.
-            offset = group.body_offset + row.at
-            raise CorruptLog(
-                f"the log is damaged in segment {ordinal} at offset {offset}: the batch holds no column of event ids. "
-                "Nothing was changed.",
-                str(ordinal),
-                offset,
-            ) from None
 
     # -- the base
 
@@ -409,17 +360,20 @@ class Store:
         """
         index, header = self.index, self.log.segment_header(ordinal + 1)
         number = index.number_at(header.first_position) if header.first_position < index.head else index.stop
-        begins, young_begins = self.window.turned_before(header.first_position)
+        window = self.known.window
+        begins, young_begins = window.turned_before(header.first_position)
         base = Base(
             log_id=self._log_id, group=header.first_group - 1, tag=header.previous_tag, ordinal=ordinal,
             head=header.first_position, number=number, first_position=index.first_position,
-            recorded_at=index.recorded_at, window_events=self.window.events, window_begins=begins,
+            recorded_at=index.recorded_at, window_events=window.events, window_begins=begins,
             window_young_begins=young_begins,
+            told=self.log.group if self.known.sessions.by_name or self.known.cursors.by_name else 0,
         )  # fmt: skip
         try:
-            checkpoints.write_base(self.disk, base, self._appends_before(number), base_rows(index.runs, number))
+            rows = chain(base_rows(index.runs, number), self._sessions_and_cursors())
+            checkpoints.write_base(self.disk, base, self._appends_before(number), rows)
         except (OSError, CorruptLog):
-            self._drop(f"{base_name(base.group)}.tmp")
+            self._drop(checkpoints.temporary(base_name(base.group)))
             raise
 
     def _drop(self, name: str) -> None:
@@ -428,19 +382,28 @@ class Store:
             self.disk.unlink(name)
             self.disk.sync_folder()
 
+    def _sessions_and_cursors(self) -> Iterator[tuple[str, list[Any]]]:
+        for image in self.known.sessions.images():
+            yield SESSIONS, list(image)
+        for name, (position, holder, lease, commit) in self.known.cursors.rows():
+            yield CURSORS, [name, position, holder or None, lease, commit]
+
     def _appends_before(self, number: int) -> Iterator[KeptAppend]:
-        """The appends of the id window that stand before a batch."""
+        """The appends before a batch that may be asked for again: those of the id window, and the results of sessions."""
         ids: dict[int, list[bytes]] = {}
-        for generation in (self.window.old, self.window.young):
+        for generation in (self.known.window.old, self.known.window.young):
             for event_id, append in generation.items():
                 if append < number:
                     ids.setdefault(append, []).append(event_id)
+        for session in self.known.sessions.by_name.values():
+            for append in session.numbers[-SESSION_RESULTS_MAX:]:
+                if append < number:
+                    ids.setdefault(append, [])
         known = self._kept_appends()
         for append in sorted(ids):
             kept = known.get(append)
-            if kept is None:
-                kept = KeptAppend(append, b"".join(ids[append]), kept_writes(self.append(append)))
-            yield kept
+            writes = kept.writes if kept is not None else kept_writes(self.append(append))
+            yield KeptAppend(append, b"".join(ids[append]), writes)
 
     def use_base(self) -> None:
         """Go on with the base that another process wrote. Raises CorruptLog or OSError."""

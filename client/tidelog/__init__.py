@@ -40,6 +40,7 @@ from .messages import (
     Appended,
     CaughtUp,
     Checkpoint,
+    CursorInfo,
     Event,
     ExpectedVersion,
     Health,
@@ -52,6 +53,7 @@ from .messages import (
 if TYPE_CHECKING:
     from .blocking import Client
     from .link import Future
+    from .session import Session
     from .subscription import Subscription
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "ClientClosed",
     "ConnectionLost",
     "CorruptLog",
+    "CursorInfo",
     "CursorMoved",
     "DeadlineExceeded",
     "DuplicateEventId",
@@ -88,6 +91,7 @@ __all__ = [
     "Recorded",
     "SerialGap",
     "SerialReused",
+    "Session",
     "SessionFenced",
     "StorageFull",
     "StreamInfo",
@@ -102,7 +106,7 @@ __all__ = [
     "WrongExpectedVersion",
 ]
 
-_LAZY = {"Client": "blocking", "Future": "link", "Subscription": "subscription"}
+_LAZY = {"Client": "blocking", "Future": "link", "Session": "session", "Subscription": "subscription"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,16 +15,19 @@ connection before its HELLO is answered, from when on the broker applies nothing
 from __future__ import annotations
 
 from enum import Enum
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import (
     ClientClosed,
+    CursorMoved,
     DeadlineExceeded,
     HelloRequired,
+    LeaseLost,
     OutcomeUnknown,
     ProtocolMismatch,
+    SerialGap,
     TidelogError,
     Unavailable,
     from_wire,
@@ -32,10 +35,13 @@ from .errors import (
 from .limits import IN_FLIGHT_MAX, MESSAGE_REQUESTS_MAX
 from .wire import (
     APPEND,
+    COMMIT_CURSOR,
+    DURABLE_FLAG,
     HELLO,
     PING,
     PROTOCOL,
     WITHOUT_DEADLINE,
+    WRITTEN,
     Hello,
     array_header,
     join_requests,
@@ -43,6 +49,9 @@ from .wire import (
     read_hello,
     read_replies,
 )
+
+if TYPE_CHECKING:
+    from .producer import Producer
 
 MESSAGE_BYTES_AIM: Final = 1 << 20
 """A message is closed beyond this; one larger request still travels alone."""
@@ -87,6 +96,8 @@ class Call:
     doubted: bytes | None = None
     waiters: Any = None
     why: TidelogError | None = None
+    session: Producer | None = None
+    serial = 0
 
     def __init__(self, kind: int, fields: tuple[Any, ...], deadline: float) -> None:
         self.kind = kind
@@ -117,6 +128,10 @@ class Exchange:
         self._stale = False
         self.in_flight_max = IN_FLIGHT_MAX
         self.closed: TidelogError | None = None
+        self.accepted: dict[tuple[bytes, int], int] = {}
+        """Last position that was accepted, outside of sessions, and not flushed yet; by boot and generation."""
+        self.unflushed: set[Producer] = set()
+        """The sessions of which something is accepted and not known to be durable."""
         self._later: list[tuple[float, Call]] = []
         self._fresh: list[Call] = []
         self._next_id = 0
@@ -145,13 +160,42 @@ class Exchange:
         self._next_id = call.id = self._next_id + 1
         if not self.table:
             self._heard = now
-        if self.state is READY:
+        if call.session is not None and not call.serial:
+            if not self._submit_next(call, call.session, now):
+                return
+        elif self.state is READY:
             self._enqueue(call, now)
         else:
             pack(call.fields)  # what can't be packed is refused here, where its caller still listens
         self.table[call.id] = call
         if call.deadline < self._next_deadline:
             self._next_deadline = call.deadline
+
+    def _submit_next(self, call: Call, session: Producer, now: float) -> bool:
+        """A session's next call, behind those before it: False when they wait for their next try, and it with them."""
+        session.assign(call)
+        held = [due for due, late in self._later if late.session is session]
+        try:
+            if self.state is READY and not held:
+                self._enqueue(call, now)
+            else:
+                pack(call.fields)
+        except BaseException:
+            session.unassign(call)
+            raise
+        if held:
+            heappush(self._later, (max(held), call))
+        return not held
+
+    def send_in_order(self, calls: list[Call]) -> None:
+        """Send these again, under new request ids and one behind the other: whatever is answered to the old ones is ignored."""
+        for call in calls:
+            self.table.pop(call.id, None)
+        self._later = [row for row in self._later if row[1] not in calls]
+        heapify(self._later)
+        for call in calls:
+            self._next_id = call.id = self._next_id + 1
+            heappush(self._later, (0.0, call))
 
     def cancel(self, call: Call, error: TidelogError) -> None:
         """Settle a call with an error; a reply that comes later is ignored."""
@@ -166,7 +210,7 @@ class Exchange:
     def fail(self, error: TidelogError) -> None:
         """Settle every call with an error of this kind; those that were sent may have been applied."""
         for call in [*self.table.values(), *(late for _, late in self._later)]:
-            own = type(error)(error.text, *error.facts, maybe_applied=call.kind == APPEND and call.sent)
+            own = type(error)(error.text, *error.facts, maybe_applied=call.kind in WRITTEN and call.sent)
             self._settle(call, own)
         self._later.clear()
 
@@ -289,6 +333,14 @@ class Exchange:
                 call.sent = False
             self.lose(now)
 
+    def is_full(self) -> bool:
+        """Whether as many calls are under way as the broker allows."""
+        return len(self.table) + len(self._later) >= self.in_flight_max
+
+    def oldest(self) -> Call | None:
+        """A call whose end makes room."""
+        return next(iter(self.table.values()), self._later[0][1] if self._later else None)
+
     @property
     def wants_writable(self) -> bool:
         """Whether HELLO waits for a connection."""
@@ -331,10 +383,26 @@ class Exchange:
                     return
             if call is not None:
                 self._losses = 0
-                if call.kind == APPEND and call.reply and call.reply[-3] is not None:
+                if call.kind == APPEND and call.reply and call.reply[2] & DURABLE_FLAG and call.reply[-3] is not None:
                     self.note_head(call.reply[-3] + 1)
         except (ProtocolMismatch, TypeError, IndexError, ValueError) as error:
             self.lose(now, ProtocolMismatch(f"a reply can't be read: {error}"))
+
+    def note_accepted(self, call: Call) -> None:
+        """An append outside of sessions has ended; remember where, if it is not durable yet."""
+        if call.error is None and not call.reply[2] & DURABLE_FLAG and call.hello is not None:
+            key = call.hello.boot_id, call.reply[3]
+            self.accepted[key] = max(self.accepted.get(key, 0), last_position(call.reply))
+
+    def flushed(self, key: tuple[bytes, int], position: int) -> None:
+        """What was accepted up to here is durable, or lost, and its caller knows."""
+        if self.accepted.get(key, position + 1) <= position:
+            del self.accepted[key]
+
+    def under_way(self) -> list[Call]:
+        """The appends that are not settled."""
+        calls = [*self.table.values(), *(late for _, late in self._later)]
+        return [call for call in calls if call.kind == APPEND and not call.settled]
 
     def note_head(self, head: int) -> None:
         """A head that some reply told; the greatest known goes with appends that are sent again."""
@@ -401,7 +469,14 @@ class Exchange:
                 else:
                     self._settle(call, DeadlineExceeded("the position did not come within the timeout"))
                 return
-        if isinstance(error, OutcomeUnknown) and call.kind == APPEND:
+        if isinstance(error, SerialGap) and call.session is not None:
+            ended = call.session.gap(call, error)
+            if ended is not None:
+                self._settle(call, ended)
+            return
+        if call.kind == COMMIT_CURSOR and call.carried and isinstance(error, CursorMoved | LeaseLost):
+            error.maybe_applied = True  # by this very commit, whose answer was lost, and then by another's
+        if isinstance(error, OutcomeUnknown) and call.kind in WRITTEN:
             # A broker whose sync failed says this once and ends. One that lives and says it again about the same ids
             # has forgotten them: no retry can settle that.
             boot_id = self.hello.boot_id if self.hello is not None else b""
@@ -413,11 +488,14 @@ class Exchange:
         self._settle(call, error)
 
     def _retry(self, call: Call, why: TidelogError, now: float) -> None:
-        """Send the call again a little later, under a new request id."""
-        self.table.pop(call.id, None)
+        """Send the call again a little later, under a new request id; and all of its session that stand behind it."""
         call.why = why
-        heappush(self._later, (now + min(RETRY_FIRST * 2 ** min(call.retries, 8), RETRY_MAX), call))
+        due = now + min(RETRY_FIRST * 2 ** min(call.retries, 8), RETRY_MAX)
         call.retries += 1
+        behind = call.session.behind(call) if call.session is not None else ()
+        for one in (call, *behind):
+            if self.table.pop(one.id, None) is not None:
+                heappush(self._later, (due, one))
 
     # Time
 
@@ -475,13 +553,19 @@ class Exchange:
             if now < call.deadline:
                 self._next_deadline = min(self._next_deadline, call.deadline)
                 continue
-            maybe = call.kind == APPEND and call.sent
+            maybe = call.kind in WRITTEN and call.sent
             if call.sent or call.why is not None:
                 text = f"no reply from {self.endpoint} within the timeout"
             else:
                 text = f"no broker answers at {self.endpoint}"
             why = call.why or self._why
             self._settle(call, DeadlineExceeded(f"{text} (last: {why})" if why else text, maybe_applied=maybe))
+
+
+def last_position(reply: tuple[Any, ...]) -> int:
+    """The last position that a reply to an append tells."""
+    positions: list[int] = [position for position in reply[5::4] if position is not None]
+    return max(positions)
 
 
 def _error(reply: tuple[Any, ...]) -> TidelogError:

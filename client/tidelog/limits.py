@@ -69,3 +69,12 @@ WAIT_FOR_MS_MAX = 30_000
 
 IPC_PATH_BYTES_MAX = 107
 """Longest path of an ipc socket (sun_path, less its NUL)."""
+
+SESSION_RESULTS_MAX = 4_096
+"""The newest results of a session that a repeat is answered with."""
+
+SESSIONS_MAX = 10_000
+"""Default: most sessions of a log. Each takes up to 64 KiB of the broker's memory."""
+
+CURSORS_MAX = 65_536
+"""Default: most cursors of a log."""

@@ -17,14 +17,17 @@ from collections.abc import Callable
 from math import ceil, inf
 from threading import Lock, Thread, get_ident
 from time import monotonic, sleep
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from weakref import WeakSet
 
 import zmq
 
 from .errors import ClientClosed, DeadlineExceeded, InvalidArgument, ProtocolMismatch, TidelogError, UsedAfterFork
 from .exchange import READY, Call, Exchange, State, closed_error
-from .wire import APPEND
+from .wire import WRITTEN
+
+if TYPE_CHECKING:
+    from .producer import Producer
 
 # As plain integers: pyzmq's enum flags cost 350 ns each time they are combined.
 NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -110,6 +113,57 @@ class Future(Call, Generic[T]):
         return self.settled
 
     def wake(self) -> None:
+        for follower in self.waiters:
+            follower.wake()
+
+
+class Watched(Future[T]):
+    """A call whose end somebody must know of though nobody waits for it: `enders` are told, under the mutex."""
+
+    def __init__(
+        self,
+        link: Link,
+        kind: int,
+        fields: tuple[Any, ...],
+        deadline: float,
+        shape: Callable[[Future[T]], T],
+        enders: list[Callable[[Call], None]],
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(link, kind, fields, deadline, shape)
+        self.waiters = []
+        self.undo = undo
+        """What is to be done when it could not even be submitted."""
+        self._enders = enders
+
+    def wake(self) -> None:
+        for ended in self._enders:
+            ended(self)
+        super().wake()
+
+
+class SessionFuture(Future[T]):
+    """An append of a session, which has to know of its end."""
+
+    def __init__(
+        self,
+        link: Link,
+        kind: int,
+        fields: tuple[Any, ...],
+        deadline: float,
+        shape: Callable[[Future[T]], T],
+        session: Producer,
+    ) -> None:
+        self.kind = kind
+        self.fields = fields
+        self.deadline = deadline
+        self._link = link
+        self._shape = shape
+        self.session = self._producer = session
+        self.waiters = []
+
+    def wake(self) -> None:
+        self._producer.ended(self)
         for follower in self.waiters:
             follower.wake()
 
@@ -204,7 +258,7 @@ class Link:
         exchange = self.exchange
         try:
             with self._mutex:
-                if len(exchange.table) >= exchange.in_flight_max:
+                if exchange.is_full():
                     return False
                 exchange.submit(call, now)
                 if self._asleep:
@@ -218,7 +272,7 @@ class Link:
 
     def _wait_for_room(self, call: Call) -> None:
         with self._mutex:
-            oldest = next(iter(self.exchange.table.values()), None)
+            oldest = self.exchange.oldest()
         if oldest is not None:
             self._wait_until(oldest, call.deadline)
             if not oldest.settled and monotonic() >= call.deadline:
@@ -230,7 +284,7 @@ class Link:
             raise UsedAfterFork("this client belongs to the parent process; make one in this process")
         self._wait_until(call, inf if timeout is None else monotonic() + timeout)
         if not call.settled:
-            raise DeadlineExceeded("no reply yet; the call goes on", maybe_applied=call.kind == APPEND and call.sent)
+            raise DeadlineExceeded("no reply yet; the call goes on", maybe_applied=call.kind in WRITTEN and call.sent)
 
     def cancel(self, call: Call, error: TidelogError) -> None:
         """Settle a call with an error, from any thread."""
@@ -239,6 +293,11 @@ class Link:
             if self._asleep:
                 self._asleep = False
                 self._wakeup.set()
+
+    def locked(self, work: Callable[[], T]) -> T:
+        """Do something with the exchange that no other thread may see half done."""
+        with self._mutex:
+            return work()
 
     def push(self) -> None:
         """Send what is queued, unless somebody leads: then that one does."""

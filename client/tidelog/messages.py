@@ -182,6 +182,16 @@ class Health(NamedTuple):
     degraded: str = ""
 
 
+class CursorInfo(NamedTuple):
+    """A cursor: the next position it wants (None: it was never moved), in the unit of what it reads; who holds its lease (None:
+    nobody), and that lease's number."""
+
+    name: str
+    position: int | None
+    holder: str | None
+    lease: int
+
+
 class CaughtUp(NamedTuple):
     """Marker of a subscription: everything that was there has been delivered; comes once."""
 

@@ -21,6 +21,7 @@ from .errors import (
     ClientClosed,
     InvalidArgument,
     Lagged,
+    LeaseLost,
     ProtocolMismatch,
     StreamNotFound,
     TidelogError,
@@ -44,7 +45,8 @@ from .wire import (
 )
 
 if TYPE_CHECKING:
-    from .blocking import Client, Pager
+    from .consuming import Consumes
+    from .pager import Pager
 
 HEARTBEAT_TOPIC: Final = b"H"
 RECEIVE_MESSAGES_MAX: Final = 2_000
@@ -58,6 +60,8 @@ GRACE: Final = 1.0
 """Seconds of looking after that, before silence counts again."""
 RETRY_FIRST: Final = 0.05
 RETRY_MAX: Final = 1.0
+LEASE_LOOK: Final = 2.0
+"""Seconds between two looks at our lease; a restarted broker waits five for its holders."""
 
 
 class Subscription:
@@ -65,7 +69,7 @@ class Subscription:
 
     def __init__(
         self,
-        client: Client,
+        client: Consumes,
         scope: int,
         name: str,
         start: int | Literal["end"] | None,
@@ -74,12 +78,15 @@ class Subscription:
         raise_on_lag: bool,
         checkpoint_events: int,
         checkpoint_idle: float,
+        cursor: str | None = None,
+        leased: bool = False,
     ) -> None:
         if scope != EVERYTHING:
             _check_name(name)
         if types == ():
             raise InvalidArgument("a subscription to no event type at all would never deliver anything")
         self._client = client
+        self._cursor, self._leased, self._look_at = cursor, leased, 0.0
         self._scope, self._name = scope, name
         self._types = types
         self._wanted = None if types is None else frozenset(types)
@@ -123,6 +130,21 @@ class Subscription:
         """The next version (of a stream) or position that this subscription wants: what to store and start from."""
         return self._position
 
+    @property
+    def cursor(self) -> tuple[str, int]:
+        """(name, position) of its cursor as it would be now: for `append(…, cursor=sub.cursor)`."""
+        if self._cursor is None:
+            raise InvalidArgument("this subscription has no cursor: name one when you subscribe")
+        return self._cursor, self._position
+
+    def commit(self, *, timeout: float | None = None) -> None:
+        """Store the position in the cursor: who subscribes with it next goes on behind what was given out.
+
+        Raises CursorMoved when somebody else moved it, LeaseLost when its lease is another's.
+        """
+        name, position = self.cursor
+        self._client.commit_cursor(name, position, timeout=timeout)
+
     def stop(self) -> None:
         """End the iteration, from any thread: `next` raises StopIteration soon. The position stays."""
         self._stopped = True
@@ -136,6 +158,9 @@ class Subscription:
         if self._client._link.forked:
             return
         self.stop()
+        if self._leased:
+            self._leased = False
+            self._client._let_go(self._cursor)
         if self._busy.acquire(timeout=1.0):
             try:
                 if self._sub is not None:
@@ -144,10 +169,6 @@ class Subscription:
                 self._wakeup.close()
             finally:
                 self._busy.release()
-
-    def commit(self) -> NoReturn:
-        """Store the position in a named cursor. Raises InvalidArgument: cursors are not built yet."""
-        raise InvalidArgument("cursors are not built yet")
 
     def __enter__(self) -> Subscription:
         return self
@@ -196,6 +217,9 @@ class Subscription:
         now = monotonic()
         if self._error is not None:
             raise self._error
+        if self._leased and now >= self._look_at:
+            self._look_at = now + LEASE_LOOK
+            self._keep_lease()
         if self._pager is not None:
             if now >= self._retry_at:
                 self._try_page(now)
@@ -222,6 +246,19 @@ class Subscription:
                 # Only when nothing else was to be done, or a consumer slower than the idle time would get nothing else.
                 self._checkpoint(now)
 
+    def _keep_lease(self) -> None:
+        """Show the broker that we are there, also behind its restart, and see whether the lease is still ours."""
+        assert self._cursor is not None
+        try:
+            kept = self._client._still_held(self._cursor)
+        except TidelogError as error:
+            if not error.retryable:
+                raise
+            return
+        if not kept:
+            self._error = LeaseLost(f"the lease of cursor {self._cursor!r} is another's now", self._cursor)
+            raise self._error
+
     def _count(self) -> None:
         """The event given last has been dealt with: a Checkpoint may be due, and the idle time begins anew."""
         now = monotonic()
@@ -237,7 +274,7 @@ class Subscription:
     # Reading
 
     def _start_reading(self) -> None:
-        from .blocking import Pager
+        from .pager import Pager
 
         start = None if self._from_first else self._follow.next
         pages = Pages(self._scope, self._name, start, types=self._types)

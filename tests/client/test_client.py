@@ -23,7 +23,6 @@ from tidelog import (
     ClientClosed,
     DeadlineExceeded,
     Event,
-    InvalidArgument,
     Lagged,
     Recorded,
     StreamNotFound,
@@ -334,17 +333,6 @@ def test_stop_from_another_thread_ends_the_iteration(broker: BrokerProcess) -> N
         sub = client.subscribe()
         threading.Timer(0.1, sub.stop).start()
         assert list(sub) == []
-
-
-def test_what_is_not_built_is_refused_by_name(broker: BrokerProcess) -> None:
-    with Client(broker.endpoint) as client:
-        for call in (
-            lambda: client.session("p"),
-            lambda: client.subscribe(cursor="c"),
-            lambda: client.append("s", Event("t"), durability="accepted"),
-        ):
-            with pytest.raises(InvalidArgument):
-                call()
 
 
 def test_import_needs_no_zmq_until_a_client_is_made() -> None:

@@ -336,7 +336,7 @@ def events(data: bytes) -> None:
             index.apply(1, 4_160, [("s", 1, 0, 1, 60, True, False)])
             appender = Appender(index, limits, 1 << 16, lambda number: [])
             for name in ("placed", "t", "µ", "TLGR"):
-                appender._learn_type(name)
+                appender._checks._learn_type(name)
         try:
             row = (APPEND, 1, 0, None, 0, None, None, (("s", None, region),))
             answer = appender.admit_plain(row, 5, 0) if plain else None

@@ -14,7 +14,7 @@ from support.builders import Writer, seeded_random
 from support.simdisk import Image, SimDisk
 from tidelog_broker import checkpoints
 from tidelog_broker.core import merging, postings, run
-from tidelog_broker.index_digest import digest, digest_of_ids
+from tidelog_broker.index_digest import digest, digest_of_known
 from tidelog_broker.log import LogSettings
 from tidelog_broker.store import IndexSettings, Store
 
@@ -99,7 +99,7 @@ def started(disk: SimDisk, settings: IndexSettings = INDEXED) -> Store:
 
 def answers(store: Store) -> tuple[str, str]:
     """All that the index answers from. Raises BadIndex."""
-    return digest(store.index), digest_of_ids(store.window)
+    return digest(store.index), digest_of_known(store.known)
 
 
 def rebuilt(image: Image, settings: IndexSettings = INDEXED) -> tuple[str, str]:

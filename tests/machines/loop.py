@@ -40,7 +40,7 @@ class Loop:
             self.store.recorded_at,
             dict,
             lambda: Verdict(True, True, "", self.store.index.head, 0),
-            window=self.store.window,
+            known=self.store.known,
         )
         self.appender = self.broker.appender
         self.send([1, 0, "tidelog", 1, b"c" * 16, 1])

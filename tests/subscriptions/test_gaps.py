@@ -14,7 +14,7 @@ import zmq
 from subscriptions.helpers import PATIENCE_S, Follower, Forwarder, Message, Worker, Writer, fill, small
 from support.process import BrokerProcess, until
 from tidelog import CaughtUp, Client, Event, Lagged, Write
-from tidelog.blocking import Pager
+from tidelog.pager import Pager
 from tidelog.reading import Pages
 from tidelog.wire import BYTES_FOLLOW, CATEGORY, EVERYTHING, PUBLISHED, STREAM, read_published
 

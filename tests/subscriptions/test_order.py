@@ -12,7 +12,7 @@ from subscriptions.helpers import PATIENCE_S, Follower, Worker, fill, small
 from support.process import BrokerProcess, until
 from support.strace import Attached
 from tidelog import ANY, CaughtUp, Checkpoint, Client, Event, InvalidArgument, Write
-from tidelog.blocking import Pager
+from tidelog.pager import Pager
 from tidelog.reading import Pages
 from tidelog.wire import CATEGORY, EVERYTHING, STREAM
 

@@ -21,6 +21,7 @@ import pytest
 from support.faults import FaultyDisk, MortalDisk, Plan
 from tidelog_broker import serve as serving
 from tidelog_broker import server as loop
+from tidelog_broker import vitals
 from tidelog_broker.config import load_config
 from tidelog_broker.endpoints import Endpoint
 from tidelog_broker.health import Health
@@ -122,7 +123,7 @@ def brokers_in_threads() -> Iterator[None]:
         )
         patch.setattr(Health, "start", lambda health: health._thread.start())
         patch.setattr(loop, "FULL_RETRY_MS", 20)
-        patch.setattr(loop, "HANGING_SYNC_US", 30_000)
+        patch.setattr(vitals, "HANGING_SYNC_US", 30_000)
         before = os.umask(0o077)
         yield
         os.umask(before)

@@ -21,7 +21,7 @@ from tidelog_broker import checkpoints
 from tidelog_broker.core.appender import Appender, AppendLimits
 from tidelog_broker.core.pages import CATEGORY, EVERYTHING, STREAM, Query, cut_page
 from tidelog_broker.disk import Disk
-from tidelog_broker.index_digest import digest, digest_of_ids
+from tidelog_broker.index_digest import digest, digest_of_known
 from tidelog_broker.log import LogSettings
 from tidelog_broker.store import IndexSettings, Store
 
@@ -78,7 +78,7 @@ class Driven:
         """The model as it will be when the group under way is durable."""
         self.store = Store(disk, settings, seeded_random(b"truncate"), indexed)
         self.appender = Appender(
-            self.store.index, AppendLimits(), self.store.log.body_bytes_max, self.store.original, self.store.window
+            self.store.index, AppendLimits(), self.store.log.body_bytes_max, self.store.original, self.store.known
         )
 
     @property
@@ -239,7 +239,7 @@ def without_index(image: Image) -> Image:
 
 def answers(store: Store) -> tuple[str, str]:
     """All that the index and the id window answer from."""
-    return digest(store.index), digest_of_ids(store.window)
+    return digest(store.index), digest_of_known(store.known)
 
 
 def holds(driven: Driven, *, deep: bool = True) -> None:

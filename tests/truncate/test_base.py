@@ -13,6 +13,7 @@ import pytest
 from support.independent import reader
 from support.simdisk import Fault, Image, SimDisk
 from tidelog.errors import CorruptLog, InvalidHeader, OutcomeUnknown
+from tidelog_broker import checkpoints
 from tidelog_broker.core import base as bases
 from tidelog_broker.core.base import Base, BaseReader, KeptAppend, KeptWrite, base_name, write_base
 from tidelog_broker.disk import RealDisk
@@ -114,7 +115,7 @@ def test_a_newer_version_or_a_kind_that_is_not_known_is_refused_as_newer() -> No
     newer = data[:8] + b"\2\0" + data[10:60]
     with pytest.raises(InvalidHeader, match="version"):
         opened(newer + struct.pack("<I", crc32(newer)) + data[64:])
-    for kind in ("sessions", "cursors", "retention rules", "future"):
+    for kind in ("retention rules", "future"):
         with pytest.raises(InvalidHeader, match="newer Tidelog"):
             list(opened(packed(rows=((kind, ["name", 1]),))).rows())
 
@@ -136,7 +137,12 @@ WRONG: dict[str, object] = {
     "names out of order": ["streams", [["b", 1, 1, False], ["a", 1, 1, False]]],
     "a name twice": ["categories", [["a", 1], ["a", 1]]],
     "ids of 15 bytes": ["ids", [[1, b"i" * 15, [["a", 1, 1, 1, b"d"]]]]],
-    "no ids": ["ids", [[1, b"", [["a", 1, 1, 1, b"d"]]]]],
+    "a session of three": ["sessions", [["s", 1, 1]]],
+    "a session whose results are cut": ["sessions", [["s", 1, 1, b"1234567"]]],
+    "a session with a negative epoch": ["sessions", [["s", -1, 1, b""]]],
+    "a cursor whose commit is short": ["cursors", [["c", 1, None, 0, b"id"]]],
+    "a cursor held by a number": ["cursors", [["c", 1, 7, 0, b""]]],
+    "a lease beyond 2^63": ["cursors", [["c", 1, None, 1 << 63, b""]]],
     "an append without writes": ["ids", [[1, b"i" * 16, []]]],
     "a write of four": ["ids", [[1, b"i" * 16, [["a", 1, 1, 1]]]]],
     "a batch behind the base": ["ids", [[20, b"i" * 16, [["a", 1, 1, 1, b"d"]]]]],
@@ -366,3 +372,34 @@ def test_the_independent_reader_reads_what_is_left(tmp_path: Path) -> None:
         assert first <= driven.model.first
         assert rows == list(enumerate(driven.model.events))[first:]
     driven.store.log.close()
+
+
+def test_two_processes_that_write_one_base_never_meet_in_one_file() -> None:
+    """The child of a killed broker may be about to rename its base when the child of the next begins the same one."""
+    driven = Driven(SimDisk())
+    driven.fill(6)
+    driven.truncate(13)
+    driven.fill(2)
+    last = driven.removable()
+    driven.store.log.mark()
+    others: list[str] = []
+
+    def begin_another(op: str, name: str) -> None:
+        if op == "rename" and name.startswith("base-") and not others:
+            checkpoints.beside(2)
+            others.append(checkpoints.temporary(name[:25]))
+            if others[0] in driven.disk.names():
+                driven.disk.unlink(others[0])
+            driven.disk.create(others[0]).write(64, b"not whole yet")
+            checkpoints.beside(1)
+
+    driven.sim.before = begin_another
+    checkpoints.beside(1)
+    try:
+        beside(driven.disk, SMALL, driven.indexed, driven.store.log.group, last)
+    finally:
+        checkpoints.beside(0)
+        driven.sim.before = None
+    assert others
+    holds(driven.reopened())
+    assert others[0] not in driven.disk.names()

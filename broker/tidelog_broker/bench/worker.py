@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tidelog import Appended, Client, Event
+from tidelog import Appended, Client, Event, Session
 from tidelog.limits import INT_MAX
 from tidelog.link import Future
 from tidelog.wire import decode_page
@@ -122,12 +122,13 @@ def append_one(job: Job) -> Result:
     clock = time.perf_counter_ns
     latencies: list[int] = []
     with Client(job["endpoint"], timeout=CALL_S) as client:
+        level = job.get("durability", "durable")
         for _ in range(job["count"] // WARM_UP + 1):
-            client.append(job["stream"], Event("measured", payload, metadata))
+            client.append(job["stream"], Event("measured", payload, metadata), durability=level)
         wait_for_go()
         begin = last = clock()
         for _ in range(job["count"]):
-            client.append(job["stream"], Event("measured", payload, metadata))
+            client.append(job["stream"], Event("measured", payload, metadata), durability=level)
             now = clock()
             latencies.append(now - last)
             last = now
@@ -190,14 +191,15 @@ def append(job: Job) -> Result:
         names = [f"{job['stream']}/{number}" for number in range(job.get("streams", 1))]
     with Client(job["endpoint"], timeout=CALL_S) as client:
         client.head()
-        _append(client, names, job, job["count"] // WARM_UP + 1 if job.get("warm", True) else 0)
+        producer = client.session(job["session"]) if "session" in job else client
+        _append(producer, names, job, job["count"] // WARM_UP + 1 if job.get("warm", True) else 0)
         wait_for_go()
         begin = time.perf_counter_ns()
-        _append(client, names, job, job["count"])
+        _append(producer, names, job, job["count"])
         return span(begin, time.perf_counter_ns(), job["count"])
 
 
-def _append(client: Client, names: list[str], job: Job, count: int) -> None:
+def _append(producer: Client | Session, names: list[str], job: Job, count: int) -> None:
     payload, metadata = bytes(job["payload"]), bytes(job["metadata"])
     events, window, streams = job["events"], job["window"], len(names)
     pending: deque[Future[Appended]] = deque()
@@ -209,7 +211,7 @@ def _append(client: Client, names: list[str], job: Job, count: int) -> None:
             if events == 1
             else [Event("measured", payload, metadata) for _ in range(events)]
         )
-        pending.append(client.append_nowait(names[number % streams], made))
+        pending.append(producer.append_nowait(names[number % streams], made))
     while pending:
         pending.popleft().result()
 

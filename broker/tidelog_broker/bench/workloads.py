@@ -14,7 +14,7 @@ from typing import Any
 
 from tidelog import Client, Event
 
-from . import index
+from . import index, sessions
 from .bare import sync_times
 from .processes import START_S, Process, Processes, WorkerFailed, rate, resident_mb
 from .report import Row, Sample, Target, percentile
@@ -277,5 +277,7 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "bare": Bench.bare,
     "streams": index.streams,
     "checkpoint": index.checkpoint,
+    "sessions": sessions.sessions,
+    "accepted": sessions.accepted,
 }
-DEFAULT = [name for name in WORKLOADS if name not in ("bare", "streams", "checkpoint")]
+DEFAULT = [name for name in WORKLOADS if name not in ("bare", "streams", "checkpoint", "sessions", "accepted")]

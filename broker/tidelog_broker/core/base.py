@@ -18,7 +18,9 @@ from tidelog.batch import Batch
 from tidelog.errors import CorruptLog, InvalidHeader
 from tidelog.limits import INT_MAX, STREAM_BYTES_MAX
 
+from .cursors import Cursor, is_cursor
 from .format import VERSION, check_magic
+from .names import is_name
 from .run import Put, Read
 
 MAGIC = b"TideBas\0"
@@ -29,8 +31,8 @@ BLOCK_ROWS = 512
 BLOCK_BYTES = 1 << 20
 """A block is closed when it has so many rows or bytes; one row may be longer."""
 BLOCK_BYTES_MAX = 64 << 20
-LOG, IDS, CATEGORIES, STREAMS = "log", "ids", "categories", "streams"
-_KINDS = (IDS, CATEGORIES, STREAMS)
+LOG, IDS, CATEGORIES, STREAMS, SESSIONS, CURSORS = "log", "ids", "categories", "streams", "sessions", "cursors"
+_KINDS = (IDS, CATEGORIES, STREAMS, SESSIONS, CURSORS)
 
 
 class KeptWrite(NamedTuple):
@@ -44,7 +46,8 @@ class KeptWrite(NamedTuple):
 
 
 class KeptAppend(NamedTuple):
-    """A removed append whose ids are still in the id window: the number of its first batch, its ids, its writes."""
+    """A removed append that may be asked for again, because its ids are in the id window (else `ids` is empty) or its result is a
+    session's: the number of its first batch, its ids, its writes."""
 
     number: int
     ids: bytes
@@ -53,7 +56,10 @@ class KeptAppend(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The log point behind the removed segments, the last of them `ordinal`, and what was known there."""
+    """The log point behind the removed segments, the last of them `ordinal`, and what was known there.
+
+    Sessions and cursors are told as they were behind group `told`, which was durable then too.
+    """
 
     log_id: bytes
     group: int
@@ -66,6 +72,7 @@ class Base:
     window_events: int
     window_begins: int
     window_young_begins: int
+    told: int = 0
 
 
 def fingerprint(region: bytes) -> bytes:
@@ -97,7 +104,8 @@ def write_base(base: Base, kept: Iterable[KeptAppend], rows: Iterable[tuple[str,
         block(b"".join((b"\x92", packer.pack(kind), packer.pack_array_header(len(packed)), *packed)))
 
     window = [base.window_events, base.window_begins, base.window_young_begins]
-    block(packer.pack([LOG, base.ordinal, base.head, base.number, base.first_position, base.recorded_at, window]))
+    log: list[Any] = [LOG, base.ordinal, base.head, base.number, base.first_position, base.recorded_at, window]
+    block(packer.pack([*log, base.told] if base.told else log))
     held: list[bytes] = []
     held_bytes = 0
     of = IDS
@@ -137,17 +145,20 @@ class BaseReader:
         self._size = size
         told, self._first = self._block(HEADER_BYTES)
         try:
-            kind, ordinal, head, number, first_position, recorded_at, (events, begins, young_begins) = told
+            kind, ordinal, head, number, first_position, recorded_at, (events, begins, young_begins), *more = told
+            behind = more[0] if more else 0
         except (TypeError, ValueError):
             kind, head, begins, young_begins = "", 0, 0, 0
         numbers = (
-            (ordinal, head, number, first_position, recorded_at, events, begins, young_begins) if kind == LOG else ()
+            (ordinal, head, number, first_position, recorded_at, events, begins, young_begins, behind)
+            if kind == LOG
+            else ()
         )
         if not numbers or not _are_numbers(*numbers) or not begins <= young_begins <= head or group > INT_MAX:
             raise self._damage(HEADER_BYTES, "its first block is not the log's")
         self.base = Base(
             log_id=log_id, group=group, tag=tag, ordinal=ordinal, head=head, number=number, first_position=first_position,
-            recorded_at=recorded_at, window_events=events, window_begins=begins, window_young_begins=young_begins,
+            recorded_at=recorded_at, window_events=events, window_begins=begins, window_young_begins=young_begins, told=behind,
         )  # fmt: skip
 
     def _rows(self, at: int) -> tuple[str, list[Any], int]:
@@ -186,9 +197,11 @@ class BaseReader:
             at = following
 
     def rows(self) -> Iterator[tuple[str, list[Any]]]:
-        """(CATEGORIES, [name, end position]) and (STREAMS, [name, next version, end position, deleted]), each sorted by name.
+        """(kind, row) of all that stands behind the ids, each kind sorted by name, the kinds in their order:
 
-        Checks everything to the end. Raises InvalidHeader for a kind that this version does not know.
+        CATEGORIES [name, end position], STREAMS [name, next version, end position, deleted], SESSIONS [name, epoch, last serial,
+        batch numbers], CURSORS [name, position, holder, lease, commit]. Checks everything to the end. Raises InvalidHeader for a
+        kind that this version does not know.
         """
         at = self._first
         crc = crc32(self._read(HEADER_BYTES, self._first - HEADER_BYTES))
@@ -204,9 +217,8 @@ class BaseReader:
             if order < before[0]:
                 raise self._damage(at, f"{kind} behind {_KINDS[before[0]]}")
             if kind != IDS:
-                right = _is_stream if kind == STREAMS else _is_category
                 for row in rows:
-                    if not right(row) or (order, row[0]) <= before:
+                    if not _RIGHT[kind](row) or (order, row[0]) <= before:
                         raise self._damage(at, f"a row of {kind}")
                     before = order, row[0]
                     yield kind, row
@@ -237,12 +249,31 @@ def _is_stream(row: object) -> bool:
     return _is_name(name) and _are_numbers(following, end) and type(deleted) is bool
 
 
+def _is_session(row: object) -> bool:
+    if type(row) is not list or len(row) != 4:
+        return False
+    name, epoch, last, numbers = row
+    return is_name(name) and _are_numbers(epoch, last) and type(numbers) is bytes and len(numbers) % 8 == 0
+
+
+def _is_cursor(row: object) -> bool:
+    if type(row) is not list or len(row) != 5:
+        return False
+    name, position, holder, lease, commit = row
+    return (
+        is_name(name) and holder != "" and is_cursor(Cursor(position, "" if holder is None else holder, lease, commit))
+    )
+
+
+_RIGHT = {CATEGORIES: _is_category, STREAMS: _is_stream, SESSIONS: _is_session, CURSORS: _is_cursor}
+
+
 def _kept_of(row: object) -> KeptAppend | None:
     """A row of ids, or None if it is none."""
     if type(row) is not list or len(row) != 3:
         return None
     number, ids, writes = row
-    if not _are_numbers(number) or type(ids) is not bytes or not ids or len(ids) % 16:
+    if not _are_numbers(number) or type(ids) is not bytes or len(ids) % 16:
         return None
     if type(writes) is not list or not writes or not all(type(write) is list and len(write) == 5 for write in writes):
         return None

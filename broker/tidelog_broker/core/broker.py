@@ -25,8 +25,10 @@ from tidelog.errors import (
 
 from . import requests as wire
 from .appender import Appender, AppendLimits, GroupFull, StoredAppend
-from .idwindow import IdWindow
+from .cursors import NEW as NEW_CURSOR
+from .cursors import Cursor
 from .index import Index, Stream
+from .known import Known
 from .pages import Extent, cut_page
 from .peers import PROTOCOL, Peer, Peers
 from .topics import Topics
@@ -86,12 +88,13 @@ class Broker:
         info: Callable[[], dict[str, Any]],
         verdict: Callable[[], Verdict],
         verify: Callable[[bool], tuple[str, dict[str, Any] | None]] = lambda begin: ("none", None),
-        window: IdWindow | None = None,
+        known: Known | None = None,
         checkpoint: Callable[[bool], tuple[str, dict[str, Any]]] = lambda begin: ("none", {}),
+        is_gone: Callable[[str], bool] = lambda holder: True,
     ) -> None:
         self.identity = identity
         self.index = index
-        self.appender = Appender(index, append_limits, body_bytes_max, stored, window)
+        self.appender = Appender(index, append_limits, body_bytes_max, stored, known)
         self.peers = Peers()
         self.topics = Topics(identity.log_id)
         self.generation = 0
@@ -99,6 +102,7 @@ class Broker:
         self.read_only = False
         self.endpoints: list[list[str]] = []
         self.touched: list[Peer] = []
+        self._aside: list[tuple[Peer, list[Request]]] = []
         self.later: deque[tuple[Peer, Request]] = deque()
         self.waiting: list[Waiting] = []
         self.backlog: deque[tuple[Peer, Request]] = deque()
@@ -108,6 +112,7 @@ class Broker:
         self._verdict = verdict
         self._verify = verify
         self._checkpoint = checkpoint
+        self._is_gone = is_gone
         self._now = 0
 
     # -- taking messages
@@ -143,8 +148,8 @@ class Broker:
                     self._append(peer, request)
                 else:
                     self._touch(peer)
-                    peer.fated.append(reply)
-            elif kind == wire.TRUNCATE and peer.alive:
+                    (peer.fated if reply[2] else peer.ready).append(reply)
+            elif kind in wire.WRITTEN and peer.alive:
                 self._append(peer, request)
             elif kind == wire.HELLO:
                 peer = self._hello(identity, request)
@@ -167,10 +172,10 @@ class Broker:
         try:
             if self.read_only:
                 raise Unavailable("this broker only reads: it was started with --salvage", "read-only")
-            if request[0] == wire.TRUNCATE:
-                reply, fated = self.appender.truncate(request, self._now)
-            else:
+            if request[0] == wire.APPEND:
                 reply, fated = self.appender.admit(request, self._now, self.generation)
+            else:
+                reply, fated = self._write(peer, request)
         except GroupFull:
             return False
         except TidelogError as error:
@@ -179,6 +184,20 @@ class Broker:
         self._touch(peer)
         (peer.fated if fated else peer.ready).append(reply)
         return True
+
+    def _write(self, peer: Peer, request: Request) -> tuple[Request, bool]:
+        """Stage a request other than an append that is written into the log."""
+        appender, kind = self.appender, request[0]
+        if kind == wire.TRUNCATE:
+            return appender.truncate(request, self._now)
+        if kind == wire.OPEN_SESSION:
+            return appender.open_session(request, self._now)
+        if kind == wire.COMMIT_CURSOR:
+            return appender.commit_cursor(request, self._now)
+        me = peer.client.hex()
+        holder = appender.cursors.holder(request[3] if len(request) > 3 else None)
+        gone = bool(holder) and holder != me and self._is_gone(holder)
+        return appender.lease(request, self._now, me, gone=gone)
 
     def _hello(self, identity: bytes, request: Request) -> Peer:
         try:
@@ -214,18 +233,39 @@ class Broker:
 
     # -- the group's end
 
+    def set_aside(self) -> None:
+        """The sealed group is under way while the next is collected: its replies wait for it, not for the next."""
+        for peer in self.touched:
+            if peer.fated:
+                self._aside.append((peer, peer.fated))
+                peer.fated = []
+        self.touched = [peer for peer in self.touched if peer.ready]
+
     def committed(self, ordinal: int, offset: int) -> None:
         """The staged group is durable at this place."""
         self.appender.commit(ordinal, offset)
-        self.index.recorded_at = self._now
+        for peer, replies in self._aside:
+            self._touch(peer)
+            peer.ready += replies
+        self._aside.clear()
 
     def failed(self, error: TidelogError) -> None:
-        """The staged group is not in the log (StorageFull) or nobody knows (OutcomeUnknown): its callers are told."""
+        """The staged group is not in the log (StorageFull) or nobody knows (OutcomeUnknown): its callers are told.
+
+        So are those of the next one, if it is being collected already: it follows from this one.
+        """
         self.appender.rollback()
         self.generation += 1
         for peer in self.touched:
             peer.ready += [_refusal(reply[0], error) for reply in peer.fated]
             peer.fated.clear()
+        for peer, replies in self._aside:
+            self._touch(peer)
+            peer.ready += [_refusal(reply[0], error) for reply in replies]
+        self._aside.clear()
+        told = [row for row in self.waiting if row.request[0] == wire.WAIT_DURABLE]
+        self.later += [(row.peer, row.request) for row in told]
+        self.waiting = [row for row in self.waiting if row not in told]
 
     # -- everything but appends
 
@@ -269,16 +309,24 @@ class Broker:
         if kind == wire.INFO:
             return (request_id, 0, self._info()), None
         if kind == wire.WAIT_DURABLE:
-            _, boot_id, generation, position = wire.parts(request, 4)
+            deadline, boot_id, generation, position = wire.parts(request, 4)
             wire.integer(position, "position")
-            if boot_id != self.identity.boot_id or generation != self.generation or position >= index.head:
+            if boot_id != self.identity.boot_id or generation != self.generation or position >= self.appender.position:
                 raise OutcomeUnknown("the append was accepted by another boot or generation of the broker")
+            if self._waits(peer, request, deadline, position, now_ns):
+                return None
             return (request_id, 0, index.head), None
         if kind == wire.HEALTH:
             return (request_id, 0, *self._verdict()), None
         if kind == wire.VERIFY:
             _, begin = wire.parts(request, 2)
             return (request_id, 0, *self._verify(begin is True)), None
+        if kind == wire.CURSOR_INFO:
+            _, name = wire.parts(request, 2)
+            cursor = self.appender.cursors.by_name.get(wire.text(name, "cursor"), NEW_CURSOR)
+            return (request_id, 0, *_shown(cursor)), None
+        if kind == wire.LIST_CURSORS:
+            return (request_id, 0, *self._list_cursors(request)), None
         if kind == wire.CHECKPOINT:
             _, begin = wire.parts(request, 2)
             return (request_id, 0, *self._checkpoint(begin is True)), None
@@ -290,6 +338,15 @@ class Broker:
         start = None if after is None else wire.text(after, "after")
         more, streams = self.index.list_streams(wire.text(prefix, "prefix"), start, count)
         return more, [(stream.name, *_ends(stream)) for stream in streams]
+
+    def _list_cursors(self, request: Request) -> tuple[bool, list[tuple[Any, ...]]]:
+        _, prefix, after, limit = wire.parts(request, 4)
+        count = min(wire.integer(limit, "limit"), limits.LIST_STREAMS_MAX) or limits.LIST_STREAMS_MAX
+        begins = wire.text(prefix, "prefix")
+        start = "" if after is None else wire.text(after, "after")
+        cursors = self.appender.cursors.by_name
+        names = sorted(name for name in cursors if name.startswith(begins) and name > start)
+        return len(names) > count, [(name, *_shown(cursors[name])) for name in names[:count]]
 
     def _position_at(self, when: int) -> int:
         """Bisection over the batches' times, which never go back; each probe reads one header, and the two batches that decide
@@ -332,6 +389,11 @@ class Broker:
             else:
                 still.append(row)
         self.waiting = still
+
+
+def _shown(cursor: Cursor) -> tuple[int | None, str | None, int]:
+    """(position, holder, lease) as replies tell them."""
+    return cursor.position, cursor.holder or None, cursor.lease
 
 
 def _ends(stream: Stream) -> tuple[int, int, bool]:

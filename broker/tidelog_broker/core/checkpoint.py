@@ -9,10 +9,12 @@ from zlib import crc32
 
 import msgpack
 
+from .cursors import Cursor
 from .run import BadIndex
+from .sessions import SessionImage
 
 MAGIC = b"TideChk\0"
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("<8sHHI16sQQ8sI")
 HEADER_BYTES = _HEADER.size + 4
 
@@ -38,6 +40,9 @@ class WindowImage(NamedTuple):
     young_numbers: bytes
 
 
+CursorRow = tuple[str, Cursor]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Where the log stood, (group, its tag, segment, offset of its header, offset behind its body), and the index there."""
@@ -54,6 +59,8 @@ class Checkpoint:
     stream_count: int
     first_position: int
     first_number: int
+    sessions: tuple[SessionImage, ...]
+    cursors: tuple[CursorRow, ...]
     runs: tuple[RunName, ...]
     window: WindowImage
 
@@ -78,8 +85,10 @@ class Checkpoint:
         values: list[Any] = msgpack.unpackb(body)
         if len(values) != len(fields(cls)) - 3:
             raise BadIndex(f"{name} holds {len(values)} values")
-        *plain, runs, window = values
+        *plain, sessions, cursors, runs, window = values
         return cls(
             **dict(zip((field.name for field in fields(cls)), (log_id, group, tag, *plain), strict=False)),
+            sessions=tuple(SessionImage(*row) for row in sessions),
+            cursors=tuple((name, Cursor(*row)) for name, row in cursors),
             runs=tuple(RunName(*row) for row in runs), window=WindowImage(*window),
         )  # fmt: skip

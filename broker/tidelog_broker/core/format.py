@@ -23,8 +23,8 @@ BLOCK = 4_096
 SEGMENT_HEADER_BYTES = 4_096
 ZERO_STEP_MAX = 16 << 20
 NO_TAG = bytes(8)
-TRUNCATE_LOG = 4
-"""Subtype of the control batch that truncates the log."""
+SESSION, CURSOR, LEASE, TRUNCATE_LOG = 1, 2, 3, 4
+"""Subtypes of control batches (FORMAT.md §4)."""
 
 SEGMENT_MAGIC = b"TideSeg\0"
 MARK_MAGIC = b"TideMrk\0"

@@ -50,8 +50,10 @@ class IdWindow:
         """An admitted append's ids, none of which is known."""
         self.young.update(ids)
 
-    def commit(self, appends: list[tuple[dict[bytes, int], int]]) -> None:
-        """The staged appends are durable: (ids, first position) of each, in log order."""
+    def commit(
+        self, appends: list[tuple[dict[bytes, int], int]], staged: list[tuple[dict[bytes, int], int]] | None = None
+    ) -> None:
+        """These staged appends are durable: (ids, first position) of each, in log order; those of `staged` are not yet."""
         turned = False
         for ids, first_position in appends:
             if self._young_events >= self.events:
@@ -65,6 +67,12 @@ class IdWindow:
                     self.old.pop(event_id, None)
                 self.young.update(ids)
             self._young_events += len(ids)
+        if turned and staged:
+            # They went with the others, and are the younger generation's.
+            for ids, _ in staged:
+                for event_id in ids:
+                    self.old.pop(event_id, None)
+                self.young.update(ids)
 
     def rollback(self, appends: list[tuple[dict[bytes, int], int]]) -> None:
         """The staged appends are not in the log."""

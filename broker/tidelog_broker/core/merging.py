@@ -102,7 +102,7 @@ def write_base_run(reader: BaseReader, put: Put, log_id: bytes) -> bytes:
         if kind == CATEGORIES:
             name, end = row
             writer.entry(category_key(name), end, end, 0, ())
-        else:
+        elif kind == STREAMS:
             name, following, end, deleted = row
             writer.entry(stream_key(name), following, end, DELETED if deleted else 0, ())
     return writer.finish()

@@ -45,6 +45,10 @@ class Peers:
         """The peer that said HELLO on this connection, or None."""
         return self._by_identity.get(identity)
 
+    def of_client(self, client: bytes) -> Peer | None:
+        """The connection on which a client said HELLO last, or None."""
+        return self._by_client.get(client)
+
     def is_retired(self, identity: bytes) -> bool:
         """True for a connection whose client went on with a newer incarnation: its requests are dropped."""
         return identity in self._retired
