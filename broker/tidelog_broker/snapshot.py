@@ -206,7 +206,8 @@ def write_backup(disk: Disk, name: str, snapshot: Snapshot) -> tuple[Contents, i
     """Make the backup file; durable and judged when this returns: what it holds, and its bytes.
 
     Until then it is called `name`.tmp. Raises CorruptLog or InvalidHeader when the log is damaged, FileExistsError when there
-    is such a file, OSError; none leaves a file behind, a kill may leave the .tmp.
+    is such a file, OSError; none leaves a file behind, unless the very last sync failed: then a whole one may have its name. A
+    kill may leave the .tmp.
     """
     temporary = f"{name}.tmp"
     file = disk.create(temporary)

@@ -213,7 +213,9 @@ class Store:
             if kind in rows:
                 rows[kind].append(row)
         known.sessions = Sessions(self._settings.sessions_max, (SessionImage(*row) for row in rows[SESSIONS]))
-        known.cursors = Cursors(self._settings.cursors_max, ((row[0], Cursor(*row[1:])) for row in rows[CURSORS]))
+        known.cursors = Cursors(
+            self._settings.cursors_max, ((row[0], Cursor(row[1], row[2] or "", *row[3:])) for row in rows[CURSORS])
+        )
         number = base.base.number
         write = partial(write_base_run, base)
         run: Run | None = None

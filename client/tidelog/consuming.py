@@ -112,7 +112,8 @@ class Consumes(Reads):
     def cursor(self, name: str, *, timeout: float | None = None) -> CursorInfo:
         """Where a cursor stands; from there this client's next move of it is expected to go on."""
         row = self._call(CURSOR_INFO, (cursor_name(name),), numbers, timeout).result()
-        self._cursors.found(name, row[0])
+        ours = self._cursors.lease(name)
+        self._cursors.found(name, row[0], ours if row[1] is not None and row[2] == ours else None)
         return CursorInfo(name, *row[:3])
 
     def cursors(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[CursorInfo]:
@@ -138,9 +139,10 @@ class Consumes(Reads):
 
     def set_cursor(self, name: str, position: int, *, timeout: float | None = None) -> None:
         """Put a cursor somewhere, wherever it stands now. Raises LeaseLost when somebody holds it."""
-        fields = (cursor_name(name), True, bound(position, "position"), self._cursors.lease(name), os.urandom(16))
+        lease = self._cursors.lease(cursor_name(name))
+        fields = (name, True, bound(position, "position"), lease, os.urandom(16))
         self._call(COMMIT_CURSOR, fields, first, timeout).result()
-        self._cursors.found(name, position)
+        self._cursors.found(name, position, lease)
 
     def acquire_cursor(self, name: str, *, timeout: float | None = None) -> int | None:
         """Take the lease of a cursor: only this client moves it from then on → its position. Again is harmless.

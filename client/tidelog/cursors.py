@@ -30,13 +30,13 @@ class HeldCursors:
 
     def found(self, name: str, position: int | None, lease: int | None = None) -> None:
         """The broker said where it stands; `lease` if it is ours."""
-        before = self._held.get(name)
         self._why.pop(name, None)
-        self._held[name] = Held(position, lease if lease is not None else before.lease if before else None)
+        self._held[name] = Held(position, lease)
 
     def lost(self, name: str, why: TidelogError | None = None) -> None:
         """Nothing is known about it any more; who moves it is told why until he has read it again."""
         self._held.pop(name, None)
+        self._why.pop(name, None)
         if why is not None:
             self._why[name] = why
 
@@ -54,7 +54,7 @@ class HeldCursors:
         held = self._held.get(name)
         if held is None and name in self._why:
             why = self._why[name]
-            raise type(why)(why.text, *why.facts)
+            raise type(why)(why.text, *why.facts, maybe_applied=False)  # this move was not sent
         if held is None:
             raise InvalidArgument(
                 f"where cursor {name!r} stands is not known: read it first, by client.cursor() or subscribe(cursor=…)"

@@ -28,6 +28,7 @@ from .errors import (
     OutcomeUnknown,
     ProtocolMismatch,
     SerialGap,
+    SessionFenced,
     TidelogError,
     Unavailable,
     from_wire,
@@ -470,12 +471,18 @@ class Exchange:
                     self._settle(call, DeadlineExceeded("the position did not come within the timeout"))
                 return
         if isinstance(error, SerialGap) and call.session is not None:
+            if call.session.stands_behind(call):
+                # What becomes of an earlier one, whose answer may come later, tells what becomes of this one.
+                self._retry(call, error, now)
+                return
             ended = call.session.gap(call, error)
             if ended is not None:
                 self._settle(call, ended)
             return
         if call.kind == COMMIT_CURSOR and call.carried and isinstance(error, CursorMoved | LeaseLost):
             error.maybe_applied = True  # by this very commit, whose answer was lost, and then by another's
+        if call.carried and isinstance(error, SessionFenced):
+            error.maybe_applied = True  # before the session was opened again
         if isinstance(error, OutcomeUnknown) and call.kind in WRITTEN:
             # A broker whose sync failed says this once and ends. One that lives and says it again about the same ids
             # has forgotten them: no retry can settle that.

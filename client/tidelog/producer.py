@@ -81,6 +81,10 @@ class Producer:
         """What is under way behind a call."""
         return [later for serial, later in self.calls.items() if serial > call.serial]
 
+    def stands_behind(self, call: Call) -> bool:
+        """Whether an earlier one is still under way."""
+        return any(serial < call.serial for serial in self.calls)
+
     def gap(self, call: Call, error: SerialGap) -> TidelogError | None:
         """The broker knows less than this call stands on: the error that ends it; None when all is sent again that is missing."""
         lost = [done for done in self.accepted if done.serial > error.last]
@@ -117,7 +121,7 @@ class Producer:
                 self._exchange.unflushed.add(self)
             elif self.accepted:
                 self.confirm(serial)
-        elif error.maybe_applied:
+        elif error.maybe_applied and not isinstance(error, SessionFenced):
             self.in_doubt = True
         else:
             self._refused(call, error)
@@ -133,8 +137,9 @@ class Producer:
         later = self.behind(call)
         for other in later:
             del self.calls[other.serial]
-        if isinstance(error, SessionFenced) or isinstance(call, Resent):
-            self.failure = error
+        fenced = isinstance(error, SessionFenced)
+        if fenced or isinstance(call, Resent):
+            self.failure = type(error)(error.text, *error.facts, maybe_applied=False)
         if not self.in_doubt:
             self.next = call.serial
         gone = [done for done in self.accepted if done.serial > call.serial]
@@ -145,8 +150,8 @@ class Producer:
             for done in gone:
                 self.accepted.remove(done)
         for other in later:
-            fenced = isinstance(error, SessionFenced)
-            self._exchange.cancel(other, error if fenced else not_applied(other.serial))
+            own = SessionFenced(error.text, *error.facts, maybe_applied=other.carried) if fenced else None
+            self._exchange.cancel(other, own or not_applied(other.serial))
 
 
 class Resent(Call):
