@@ -1,8 +1,9 @@
 """No power cut and no kill loses an acknowledged group, keeps a refused one, or is taken for damage (spec §§6, 7, 8).
 
-All sequences of up to two operations and all of three of a core, then seeded ones of three to six (support/workloads.py);
-what a state is, and the promise that is checked in each, stand in support/crashes.py. TIDELOG_CRASH_STATES sets the
-target, TIDELOG_CRASH_SEED changes the random part; with a target below the usual one not all sequences need be run.
+All sequences of up to two operations, truncations, removals, checkpoints, backups and migrations among them, and all of three of
+a core, then seeded ones of three to six (support/workloads.py); what a state is, and the promise that is checked in each,
+stand in support/crashes.py. TIDELOG_CRASH_STATES sets the target, TIDELOG_CRASH_SEED changes the random part; with a target
+below the usual one not all sequences need be run.
 """
 
 from __future__ import annotations

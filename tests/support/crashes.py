@@ -5,8 +5,7 @@ on a SimDisk and knows which groups are committed and which one, at most, is in 
 changes the disk at each state a power cut or a kill may leave there: Log.open must give back all that is committed and
 the group in flight whole or not at all, then take one more group, survive the worst power cut, and close.
 
-Once a checkpoint was made, a log is opened as a broker opens it, through its saved index (`open_indexed`), which must then be
-the one that the log alone makes.
+Once a checkpoint was made or the log was truncated, it is opened as a broker opens it, with its index (support/opened.py).
 
 A state is counted once (blake2b over names and contents, the contents of quarantine apart), and what is tried in it follows
 from the workload and the state alone, so that the count is the same however the workloads are shared out.
@@ -14,21 +13,24 @@ from the workload and the state alone, so that the count is the same however the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from random import Random
 
-from support.builders import Staged, Writer, seeded_random
+from support.builders import TIME, Staged, Writer, control_batch
+from support.opened import NOTHING, Alone, Counterexample, Opened, Point, chain, open_log
 from support.seen import Seen
 from support.simdisk import Fault, Image, SimDisk
 from tidelog.errors import StorageFull
 from tidelog_broker.checkpoints import FOLDER as INDEX
-from tidelog_broker.core.recovery import Group
-from tidelog_broker.files import Replay
-from tidelog_broker.index_digest import digest, digest_of_ids
+from tidelog_broker.core.format import TRUNCATE_LOG
 from tidelog_broker.log import FailStop, Log, LogSettings
-from tidelog_broker.store import IndexSettings, Store
+
+__all__ = [
+    "ALIGNED", "NOTHING", "SEGMENT_DIGIT", "SMALL", "STRICT", "Counterexample", "Explorer", "Operation", "Point", "World",
+    "chain",
+]  # fmt: skip
 
 SMALL = LogSettings(
     segment_bytes=16_384, group_bytes_max=8_192, zero_step=4_096, prepare_ahead=8_192, mark_groups=3, mark_bytes=1 << 20
@@ -39,70 +41,11 @@ STRICT = LogSettings(
 ALIGNED = LogSettings(
     segment_bytes=28_672, group_bytes_max=8_192, zero_step=8_192, prepare_ahead=8_192, mark_groups=2, align=4_096
 )
-INDEXED = IndexSettings(streams_cached=4, tail_batches=6)
-"""So few batches in memory that a log of some groups is saved while it is read."""
-NOTHING = b""
 SEGMENT_DIGIT = "0"
 NESTED_STATES = 10
 """States looked at before each call of a recovery that is crashed in turn."""
 KILLS: list[tuple[bool, tuple[str, ...]]] = [(False, ()), (True, ()), (False, ("marks",))]
 """(keep_size, sticky) of the cache that a kill leaves; the first unless a sync has failed, they are all alike then."""
-
-
-class Counterexample(AssertionError):
-    """A state that was recovered wrongly."""
-
-
-@dataclass(slots=True)
-class Point:
-    """A prefix of the log: how many groups, the head behind it, the writer's knowledge there."""
-
-    groups: int = 0
-    position: int = 0
-    versions: dict[str, int] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
-
-
-def chain(prefix: bytes, body: bytes) -> bytes:
-    """The name of the prefix that `body` follows."""
-    return blake2b(prefix + body, digest_size=16).digest()
-
-
-def open_log(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, bytes]:
-    """Recover; the log and the name of the prefix that it holds."""
-    if INDEX in disk.names():
-        return open_indexed(disk, settings, seed)
-    held = NOTHING
-
-    def replay(ordinal: int, group: Group) -> None:
-        nonlocal held
-        held = chain(held, group.body)
-
-    log = Log.open(disk, settings, random=seeded_random(seed), replay=replay)
-    return log, held
-
-
-def open_indexed(disk: SimDisk, settings: LogSettings, seed: bytes) -> tuple[Log, bytes]:
-    """The same through the saved index, held against the one that the recovered log alone makes."""
-    store = Store(disk, settings, seeded_random(seed), INDEXED)
-    held = NOTHING
-
-    def around(replay: Replay) -> Replay:
-        def chained(ordinal: int, group: Group) -> None:
-            nonlocal held
-            replay(ordinal, group)
-            held = chain(held, group.body)
-
-        return chained
-
-    whole = Store.inspect(SimDisk(disk.image()), settings, around)
-    if whole.log.damage is not None:
-        raise whole.log.damage
-    if digest(store.index) != digest(whole.index):
-        raise Counterexample(f"behind the checkpoint at group {store.log.report.since} is another index than the log's")
-    if digest_of_ids(store.window) != digest_of_ids(whole.window):
-        raise Counterexample(f"behind the checkpoint at group {store.log.report.since} other ids are known")
-    return store.log, held
 
 
 class Explorer:
@@ -126,6 +69,8 @@ class Explorer:
         self.fresh: list[int] = []
         """Keys of the states seen since somebody emptied this."""
         self.continued: set[int] = set()
+        self.alone: dict[bytes, Alone] = {}
+        """What logs say without their saved indexes (support/opened.py)."""
         self.workloads = 0
         self.rng = Random(0)
         self._outcomes: list[bytes | str] = [NOTHING]
@@ -194,7 +139,7 @@ class Explorer:
 
         disk.before = before
         try:
-            open_log(disk, world.settings, b"nested")
+            open_log(disk, world, b"nested")
         except Counterexample:
             raise
         except Exception as error:
@@ -203,36 +148,40 @@ class Explorer:
     def recover(self, disk: SimDisk, world: World) -> bytes | str:
         """Open, commit one more, lose power at its worst, close and reopen: the prefix found, or what went wrong."""
         try:
-            log, held = open_log(disk, world.settings, b"recovery")
-            self.resumed += log.report.since > 0
-            point = world.points.get(held)
+            opened = open_log(disk, world, b"recovery")
+            self.resumed += opened.log.report.since > 0
+            point = world.points.get(opened.held)
             if point is None:
                 return "a mixture that never was a log"
-            if log.head != point.position or log.group != point.groups:
-                return f"head {log.head} and group {log.group}, expected {point.position} and {point.groups}"
+            wrong = opened.differs(point)
+            if wrong:
+                return wrong
             key = short(disk.digest())
             if key in self.continued:
-                return held
+                return opened.held
             self.continued.add(key)
-            return self.go_on(disk, log, held, point, world.settings) or held
+            return self.go_on(disk, opened, point, world) or opened.held
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    def go_on(self, disk: SimDisk, log: Log, held: bytes, point: Point, settings: LogSettings) -> str:
+    def go_on(self, disk: SimDisk, opened: Opened, point: Point, world: World) -> str:
         faithful = disk.is_faithful()
+        log = opened.log
         writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial=1_000)
-        more = chain(held, writer.commit(log, [("after", [writer.payload(64), writer.payload(64)])]))
+        body = writer.commit(log, [("after", [writer.payload(64), writer.payload(64)])])
+        more = chain(opened.held, body)
+        there = Point(point.groups + 1, point.position + 2, first=point.first)
         cut = SimDisk(disk.durable())
-        again, found = open_log(cut, settings, b"power cut")
-        if found != more or again.head != point.position + 2:
+        again = open_log(cut, world, b"power cut")
+        if again.held != more or again.differs(there):
             return "after recovery and one more group, a power cut lost something"
-        if again.report.cut_bytes and faithful:
+        if again.log.report.cut_bytes and faithful:
             return "what recovery cut off is still there"
         log.close()
         if self.stop_syncs and not disk.is_synced(apart=("quarantine", INDEX)):
             return "a clean stop left something unsynced"
-        again, found = open_log(disk, settings, b"reopened")
-        if found != more or again.report.cut_bytes:
+        again = open_log(disk, world, b"reopened")
+        if again.held != more or again.differs(there) or again.log.report.cut_bytes:
             return "after recovery, one more group and a clean stop, reopening gave something else"
         return ""
 
@@ -269,6 +218,10 @@ def image_key(image: Image, digests: dict[bytes, bytes]) -> int:
     return int.from_bytes(hasher.digest())
 
 
+WITH_INDEX = ("checkpoint", "truncate", "remove")
+"""How the names of operations begin behind which a log is opened with its index."""
+
+
 class World:
     """A log on a SimDisk, and what its users were promised."""
 
@@ -280,15 +233,28 @@ class World:
         self.disk = SimDisk()
         self.writer = Writer()
         self.points: dict[bytes, Point] = {NOTHING: Point()}
+        self.names = [NOTHING]
+        """Of the committed prefixes, by their number of groups."""
         self.committed = NOTHING
         self.in_flight: bytes | None = None
         self.failed = False
         self.armed = False
         self.plain = False
-        """No control batches: the index does not honour those of sessions."""
+        """No control batches of sessions: the index does not honour them."""
+        self.truncated = False
+        """True once a truncation was written: only a log that is opened with its index honours it."""
         self.starts = 0
         self.done: list[str] = []
         self.log: Log
+
+    @property
+    def point(self) -> Point:
+        """Where the log stands."""
+        return self.points[self.committed]
+
+    def wrong(self, text: str) -> Counterexample:
+        """What no state of the log shows, but something that was made of it."""
+        return Counterexample(f"{text}\n  workload {' → '.join(self.done)}")
 
     def allowed(self) -> set[bytes]:
         return {self.committed} if self.in_flight is None else {self.committed, self.in_flight}
@@ -301,16 +267,28 @@ class World:
         if self.armed:
             self.explorer.look(self, what)
 
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """What only leads to the point of an operation is not looked at: it is another operation's point."""
+        armed, self.armed = self.armed, False
+        try:
+            yield
+        finally:
+            self.armed = armed
+
     def start(self) -> None:
         """Open the log; what it holds from here on was seen and may never go."""
         self.disk.before = self._before
         self.starts += 1
-        self.log, held = open_log(self.disk, self.settings, b"start %d" % self.starts)
+        opened = open_log(self.disk, self, b"start %d" % self.starts)
+        self.log, held = opened.log, opened.held
         self.disk.fault = None
         self.explorer.judge(held, self.allowed(), self, "after Log.open")
         point = self.points[held]
-        if self.log.head != point.position:
-            raise Counterexample(f"head {self.log.head}, expected {point.position}: {self.done}")
+        if wrong := opened.differs(point):
+            raise self.wrong(wrong)
+        if held == self.in_flight:
+            self.names.append(held)
         self.committed, self.in_flight = held, None
         serial = self.writer.serial
         self.writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial)
@@ -329,14 +307,20 @@ class World:
                 self.disk.keep_size, self.disk.sticky = self.rng.choice(KILLS)
         self.start()
 
-    def commit(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str) -> bool:
-        """Commit a group; False when the process would have ended."""
+    def commit(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str, first: int = 0) -> bool:
+        """Commit a group, with a truncation when `first` is behind the one that is; False when the process would have ended."""
         if self.plain:
             appends = tuple(append for append in appends if not isinstance(append, str))
-            if not appends:
-                return True
+        first = max(first, self.point.first)
         group = self.writer.stage(*appends)
-        self.promise(group)
+        if first > self.point.first:
+            self.truncated = True
+            truncation = control_batch(TRUNCATE_LOG, [first], recorded_at=TIME + group.first_position)
+            group.parts.insert(self.rng.choice([0, len(group.parts)]), truncation)
+            group.batches += 1
+        if not group.batches:
+            return True
+        self.promise(group, first)
         try:
             self.log.commit(group.parts, group.batches, group.next_position)
         except StorageFull:
@@ -351,15 +335,17 @@ class World:
         self.acknowledge(group)
         return True
 
-    def promise(self, group: Staged) -> None:
+    def promise(self, group: Staged, first: int = 0) -> None:
         """The group is about to be written: it may be found or not."""
-        point = self.points[self.committed]
         self.in_flight = chain(self.committed, group.body)
-        self.points[self.in_flight] = Point(point.groups + 1, group.next_position, group.versions, group.epochs)
+        self.points[self.in_flight] = Point(
+            self.point.groups + 1, group.next_position, group.versions, group.epochs, first, group.body
+        )
 
     def acknowledge(self, group: Staged) -> None:
         assert self.in_flight is not None
         self.committed, self.in_flight = self.in_flight, None
+        self.names.append(self.committed)
         self.writer.accept(group)
         self.look("after the acknowledgement")
 
@@ -389,7 +375,7 @@ class World:
     def run(self, workload: Sequence[tuple[str, Operation]], armed_from: int) -> None:
         """The named operations in order; states are looked at from the one numbered `armed_from` on (-1: and creation)."""
         self.armed = armed_from < 0
-        self.plain = any(name.startswith("checkpoint") for name, _ in workload)
+        self.plain = any(name.startswith(WITH_INDEX) for name, _ in workload)
         self.done = ["create"]
         self.start()
         for index, (name, operation) in enumerate(workload):

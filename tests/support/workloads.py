@@ -1,69 +1,27 @@
 """What is done to a log while its crash states are looked at: single operations, and the sequences of them.
 
-Each operation takes a World and leaves it with an open log, unless a call failed that ends the process. `workloads` has the
-sequences: all of up to two operations, all of three of CORE, and then seeded ones of three to six for ever.
+Each operation takes a World and leaves it with an open log, unless a call failed that ends the process; those of truncation
+are in support/removals.py, those that make something else of a log in support/copies.py. `workloads` has the sequences: all of
+up to two operations, all of three of CORE, and then seeded ones of three to six for ever.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from support.crashes import (
-    ALIGNED,
-    INDEXED,
-    SEGMENT_DIGIT,
-    SMALL,
-    STRICT,
-    Counterexample,
-    Explorer,
-    Operation,
-    World,
-)
-from support.simdisk import Fault, PowerCut, SimDisk
+from support import copies, removals
+from support.appends import appends, control, large, roll, small, streams
+from support.crashes import ALIGNED, SEGMENT_DIGIT, SMALL, STRICT, Counterexample, Explorer, Operation, World
+from support.removals import crash, save
+from support.simdisk import Fault, SimDisk
 from tidelog.errors import StorageFull
 from tidelog_broker.checkpoints import FOLDER as INDEX
 from tidelog_broker.core.format import pack_group_header
 from tidelog_broker.log import FailStop, LogSettings
-from tidelog_broker.store import Store
-
-
-def _small(world: World) -> bool:
-    return world.commit([("s/1", [world.writer.payload(64)])])
-
-
-def _large(world: World) -> None:
-    world.commit([("s/1", [world.writer.payload(1_500), world.writer.payload(32)])])
-
-
-def _streams(world: World) -> None:
-    p = world.writer.payload
-    world.commit([("s/1", [p(64)]), ("s/2", [p(200), p(64)]), ("s/3", [p(64)])])
-
-
-def _appends(world: World) -> None:
-    p = world.writer.payload
-    world.commit([("s/1", [p(64)])], [("s/2", [p(300)]), ("s/1", [p(64)])], "session", [("s/3", [p(600)])])
-
-
-def _control(world: World) -> None:
-    world.commit("session")
-
-
-def _big(world: World) -> None:
-    world.commit([("b/1", [world.writer.payload(3_000), world.writer.payload(3_000)])])
-
-
-def _roll(world: World) -> None:
-    ordinal = world.log._header.ordinal
-    for _ in range(4):
-        _big(world)
-        if world.log._header.ordinal != ordinal:
-            return
-    raise AssertionError("no roll")
 
 
 def _prepare(world: World) -> None:
@@ -86,21 +44,9 @@ def _checkpoint(world: World) -> bool:
     """As a broker has it made: its mark first, then a reader of its own for what is durable; False when there was no room."""
     made = True
     if world.log.group and world.stop_on_failure(world.log.mark):
-        made = _save(world)
+        made = save(world)
     world.look("after the checkpoint")
     return made
-
-
-def _save(world: World) -> bool:
-    """What the child does."""
-    store = Store.behind_checkpoint(world.disk, world.settings, INDEXED, world.log.group)
-    try:
-        store.checkpoint()
-    except OSError:
-        return False
-    finally:
-        store.log.abandon()
-    return True
 
 
 def _checkpoint_fails(world: World) -> None:
@@ -110,7 +56,7 @@ def _checkpoint_fails(world: World) -> None:
     world.fail(op, Fault(number, reached=reached), nth=world.rng.randrange(1, 3), name=INDEX)
     _checkpoint(world)
     world.disk.fault = None
-    _small(world)
+    small(world)
     assert _checkpoint(world)
 
 
@@ -118,23 +64,23 @@ def _checkpoint_killed(world: World) -> None:
     """The process that makes it is killed at some call, the broker goes on."""
     if world.log.group:
         world.log.mark()  # the broker's own call: it does not go on when it is killed in there
-        _crash(world, world.rng.randrange(1, 12), lambda: _save(world))
+        crash(world, world.rng.randrange(1, 12), lambda: save(world))
         world.look("after a killed checkpoint")
 
 
 def _enospc(world: World) -> None:
     world.fail("write", Fault(errno.ENOSPC), name=SEGMENT_DIGIT)
-    _large(world)
+    large(world)
 
 
 def _enospc_midway(world: World) -> None:
     world.fail("write", Fault(errno.ENOSPC, short=700), name=SEGMENT_DIGIT)
-    _large(world)
+    large(world)
 
 
 def _short(world: World) -> None:
     world.fail("write", Fault(0, short=700), name=SEGMENT_DIGIT)
-    _large(world)
+    large(world)
 
 
 def _short_by_zeros(world: World) -> None:
@@ -254,38 +200,28 @@ def _kill(world: World) -> None:
 
 def _power(world: World) -> None:
     """The power goes at some call of a commit."""
-    operation = world.rng.choice([_appends, _roll])
-    _crash(world, world.rng.randrange(1, 4), lambda: operation(world))
+    operation = world.rng.choice([appends, roll])
+    crash(world, world.rng.randrange(1, 4), lambda: operation(world))
     world.restart(power=True)
 
 
 def _crash_in_recovery(world: World) -> None:
     """The power goes at some call of a commit, and then the power or the process at some call of recovery."""
-    _crash(world, world.rng.randrange(1, 4), lambda: _large(world))
+    crash(world, world.rng.randrange(1, 4), lambda: large(world))
     states = list(world.disk.crash_states(world.rng, 16, garbage=world.settings.align > 1))
     world.disk = SimDisk(world.rng.choice(states))
-    _crash(world, world.rng.randrange(1, 16), world.start)
+    crash(world, world.rng.randrange(1, 16), world.start)
     world.restart(power=world.rng.random() < 0.5)
-
-
-def _crash(world: World, call: int, what: Callable[[], object]) -> None:
-    """Everything stands still behind the n-th changing call of `what`, if it makes so many."""
-    world.disk.cut_at = call
-    try:
-        what()
-    except PowerCut:
-        pass
-    world.disk.dead, world.disk.cut_at = False, None
 
 
 def _kill_midway(world: World) -> None:
     """A kill at some call of a commit: the cache stays."""
 
     def commits() -> None:
-        _large(world)
-        _roll(world)
+        large(world)
+        roll(world)
 
-    _crash(world, world.rng.randrange(1, 6), commits)
+    crash(world, world.rng.randrange(1, 6), commits)
     world.restart(power=False)
 
 
@@ -311,12 +247,12 @@ def _failed_open(world: World) -> None:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "small": _small,
-    "large": _large,
-    "streams": _streams,
-    "appends": _appends,
-    "control": _control,
-    "roll": _roll,
+    "small": small,
+    "large": large,
+    "streams": streams,
+    "appends": appends,
+    "control": control,
+    "roll": roll,
     "prepare": _prepare,
     "prepare all": _prepare_all,
     "mark": _mark,
@@ -344,10 +280,23 @@ OPERATIONS: dict[str, Operation] = {
     "short, rolling": _short_roll,
     "a sync fails": _failed_anything,
     "crash in recovery": _crash_in_recovery,
+    "truncate": removals.truncate,
+    "truncate all": removals.truncate_all,
+    "truncate fails": removals.truncate_fails,
+    "remove": removals.remove,
+    "remove begins": removals.remove_begins,
+    "remove beside appends": removals.remove_beside_appends,
+    "remove fails": removals.remove_fails,
+    "remove, child killed": removals.remove_child_killed,
+    "remove killed": removals.remove_killed,
+    "remove beside a backup": copies.backup_beside_removal,
+    "backup": copies.backup,
+    "backup since": copies.backup_since,
+    "backup fails": copies.backup_fails,
+    "migrate": copies.migrate,
 }
 CORE = [
     "small",
-    "large",
     "streams",
     "control",
     "roll",
@@ -361,8 +310,10 @@ CORE = [
     "sync fails, half of large written",
     "stop",
     "crash in recovery",
+    "truncate",
+    "remove",
 ]
-"""Of these, all sequences of three are run: one of each kind of thing that happens to a log."""
+"""Of these, all sequences of three are run: one of each kind of thing that happens to a log and its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +335,7 @@ def short_workloads(seed: int, settings: LogSettings = SMALL) -> Iterator[Worklo
     for its_settings in (settings, ALIGNED, STRICT):
         yield Workload(seed, its_settings, (), -1, 1_000)
     names = list(OPERATIONS)
-    for length, alphabet, limit in ((1, names, 200), (2, names, 24), (3, CORE, 16)):
+    for length, alphabet, limit in ((1, names, 200), (2, names, 20), (3, CORE, 12)):
         for sequence in itertools.product(alphabet, repeat=length):
             seed += 1
             yield Workload(seed, settings, sequence, length - 1, limit)
