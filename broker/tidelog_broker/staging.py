@@ -10,6 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +25,16 @@ NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 class Unfit(Exception):
     """A source or a target that can't be used as such; nothing was changed."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of this."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Staging:
@@ -39,9 +52,15 @@ class Staging:
     def __enter__(self) -> Self:
         """Raises Unfit when TARGET.migrating is not a migration's, Locked when another migration works there, and OSError."""
         self._parent = RealDisk(self.target.parent)
+        entered = False
         try:
-            self._enter()
+            with uninterrupted():
+                self._enter()
+                entered = True
         except BaseException:
+            if entered:
+                self.disk.close()
+                self._tidy()
             self._parent.close()
             raise
         return self
@@ -93,9 +112,10 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.disk.close()
-        self._tidy()
-        self._parent.close()
+        with uninterrupted():
+            self.disk.close()
+            self._tidy()
+            self._parent.close()
 
     def _tidy(self) -> None:
         """Whatever was not finished goes; what can't be deleted now is no log, and the next run deletes it."""

@@ -23,42 +23,55 @@ from support.mutants import Piece, mutate
 from support.process import BrokerProcess
 from tidelog_broker.cli import main
 from tidelog_broker.core.appender import Appender
+from tidelog_broker.core.replay import _Replay
+from tidelog_broker.core.staged import Staging
 from tidelog_broker.disk import RealFile
 from tidelog_broker.log import Log
 from tidelog_broker.server import Server
-from tidelog_broker.store import Store
 
 HOLD_S = 60.0
 TESTS = Path(__file__).resolve().parent.parent
 
-_COMMIT = "place = store.log.commit(appender.parts, len(appender.staged), appender.position)"
+_WRITTEN = "place = written()"
 _STORAGE_FULL = "broker.failed(error)\n        return"
 _TOTAL = "total = sum(row[2] is not None for row in plan)"
-_PUT = "self._put(name, region, count, signature, first, now, index, total)"
+_PUT = "self.put(name, region, count, signature, first, now, index, total, session)"
+_REPEAT = "return (request_id, 0, DUPLICATE_FLAG | DURABLE_FLAG, generation, *places), "
 
 BROKER_MUTANTS: dict[str, list[Piece]] = {
     "an append is acknowledged before the sync": [
-        (Server, "_commit", _COMMIT, f"self._send_replies()\n        {_COMMIT}"),
+        (
+            Server,
+            "_commit_with",
+            _WRITTEN,
+            "group, broker.appender.sealed = broker.appender.sealed, None\n"
+            "        self._send_replies()\n"
+            "        broker.appender.sealed = group\n"
+            f"        {_WRITTEN}",
+        ),
     ],
     "a group is published before the sync": [
-        (Server, "_commit", _COMMIT, f"[self._publish_one(*row) for row in published]\n        {_COMMIT}"),
+        (Server, "_commit_with", _WRITTEN, f"[self._publish_one(*row) for row in published]\n        {_WRITTEN}"),
     ],
     "index and head advance before the sync": [
         (
             Server,
-            "_commit",
-            _COMMIT,
-            "group = appender.parts, len(appender.staged), appender.position\n"
-            "        broker.committed(store.log._header.ordinal, store.log.end + 64)\n"
-            "        store.log.commit(*group)",
+            "_commit_with",
+            _WRITTEN,
+            f"broker.committed(log._header.ordinal, log.end + 64)\n        {_WRITTEN}",
         ),
-        (Server, "_commit", "broker.committed(*place)", "pass"),
+        (Server, "_commit_with", "broker.committed(*place)", "pass"),
     ],
     "a group whose sync failed is acknowledged": [
-        (Server, "_commit", 'broker.failed(OutcomeUnknown(f"the disk failed: {error}"))', "pass"),
+        (
+            Server,
+            "_commit_with",
+            'broker.failed(OutcomeUnknown(f"the disk failed: {error}"))',
+            "broker.appender.sealed = None",
+        ),
     ],
     "a duplicate of a pending append does not share its fate": [
-        (Appender, "_duplicate", "return places, pending", "return places, False"),
+        (Appender, "_again", f"{_REPEAT}pending", f"{_REPEAT}False"),
     ],
     "a refusal because of a pending append does not share its fate": [
         (Appender, "_next_version", "shares_fate=pending is not None", "shares_fate=False"),
@@ -67,23 +80,24 @@ BROKER_MUTANTS: dict[str, list[Piece]] = {
         (Log, "_write", "self._file.sync()", "pass"),
         (
             Server,
-            "_commit",
+            "_commit_with",
             _STORAGE_FULL,
-            "broker.failed(error)\n        self._send_replies()\n        store.log._file.sync()\n        return",
+            "broker.failed(error)\n        self._send_replies()\n        log._file.sync()\n        return",
         ),
     ],
     "known ids are not restored at start": [
-        (Store, "_replay", "self.window.restore(ids, first_position)", "pass"),
+        (_Replay, "run", "window.restore(ids, first_position)", "pass"),
     ],
     "the third batch of an append is dropped": [
         (Appender, "_stage", _TOTAL, f"total = min(2, {_TOTAL.removeprefix('total = ')})"),
         (Appender, "_stage", _PUT, f"index < 2 and {_PUT}"),
     ],
     "versions of the group being staged are forgotten": [
-        (Appender, "_next_version", "pending = self._versions.get(name)", "pending = None"),
+        (Appender, "_next_version", "pending = self.versions.get(name)", "pending = None"),
     ],
     "ids of a refused group stay known": [
-        (Appender, "rollback", "self.window.rollback(self._appends)", "pass"),
+        (Staging, "rollback", "self.window.rollback(self.appends)", "pass"),
+        (Staging, "rollback", "self.window.rollback(self.sealed.appends)", "pass"),
     ],
 }
 
