@@ -99,6 +99,8 @@ class Call:
     why: TidelogError | None = None
     session: Producer | None = None
     serial = 0
+    stubborn = False
+    """Tried again for ever where an error may pass: nobody waits for it who could."""
 
     def __init__(self, kind: int, fields: tuple[Any, ...], deadline: float) -> None:
         self.kind = kind
@@ -478,6 +480,9 @@ class Exchange:
             ended = call.session.gap(call, error)
             if ended is not None:
                 self._settle(call, ended)
+            return
+        if error.retryable and call.stubborn:
+            self._retry(call, error, now)
             return
         if call.kind == COMMIT_CURSOR and call.carried and isinstance(error, CursorMoved | LeaseLost):
             error.maybe_applied = True  # by this very commit, whose answer was lost, and then by another's

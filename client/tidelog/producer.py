@@ -70,6 +70,7 @@ class Producer:
     def resolved(self, last: int) -> None:
         """The broker says that `last` is the newest serial it has; nothing is under way but what it does not know of."""
         self.confirm(last)
+        self._give_up(self._behind_a_hole(last))
         self.last = max(self.last, last) if self.accepted else last
         if self.in_doubt:
             self.in_doubt = False
@@ -87,8 +88,12 @@ class Producer:
 
     def gap(self, call: Call, error: SerialGap) -> TidelogError | None:
         """The broker knows less than this call stands on: the error that ends it; None when all is sent again that is missing."""
-        lost = [done for done in self.accepted if done.serial > error.last]
-        if lost and lost[0].serial == error.last + 1:
+        gone = self._behind_a_hole(error.last)
+        lost = [done for done in self.accepted if done.serial > error.last and done not in gone]
+        if gone:
+            self._give_up(gone)
+            self.in_doubt = True
+        if lost:
             self.send_again(lost)
             return None
         if self.in_doubt:
@@ -110,8 +115,9 @@ class Producer:
     def ended(self, call: Call) -> None:
         """A call is settled."""
         serial = call.serial
-        if self.calls.pop(serial, None) is not call:
+        if self.calls.get(serial) is not call:
             return
+        del self.calls[serial]
         error = call.error
         if error is None:
             if serial > self.last:
@@ -126,12 +132,38 @@ class Producer:
         else:
             self._refused(call, error)
 
+    def again(self) -> list[Call]:
+        """What was accepted and lost, and is under way once more."""
+        return [call for call in self.calls.values() if isinstance(call, Resent)]
+
     def confirm(self, serial: int) -> None:
         """Everything up to this serial is durable."""
         while self.accepted and self.accepted[0].serial <= serial:
             self.accepted.popleft()
-        if not self.accepted and self.lost is None:
+        if not self.accepted and self.lost is None and not self.again():
             self._exchange.unflushed.discard(self)
+
+    def _behind_a_hole(self, last: int) -> list[Call]:
+        """What was accepted and stands behind something that is neither known to the broker nor here: its caller was left in doubt."""
+        serial = last
+        for place, done in enumerate(self.accepted):
+            if done.serial <= last:
+                continue
+            while serial + 1 in self.calls:
+                serial += 1
+            if done.serial != serial + 1:
+                return list(self.accepted)[place:]
+            serial += 1
+        return []
+
+    def _give_up(self, gone: list[Call]) -> None:
+        """What was accepted and never will be in the log: whoever flushes is told."""
+        if gone:
+            self.lost = self.lost or not_applied(gone[0].serial)
+            self._exchange.unflushed.add(self)
+            for done in gone:
+                if done in self.accepted:
+                    self.accepted.remove(done)
 
     def _refused(self, call: Call, error: TidelogError) -> None:
         later = self.behind(call)
@@ -142,13 +174,9 @@ class Producer:
             self.failure = type(error)(error.text, *error.facts, maybe_applied=False)
         if not self.in_doubt:
             self.next = call.serial
-        gone = [done for done in self.accepted if done.serial > call.serial]
-        if gone:
-            # The group of both failed, and this one was told.
-            self.lost = not_applied(gone[0].serial)
-            self._exchange.unflushed.add(self)
-            for done in gone:
-                self.accepted.remove(done)
+        again = [done for done in (call, *later) if isinstance(done, Resent)]
+        # Accepted ones behind it: the group of both failed, and this one was told.
+        self._give_up([*again, *(done for done in self.accepted if done.serial > call.serial)])
         for other in later:
             own = SessionFenced(error.text, *error.facts, maybe_applied=other.carried) if fenced else None
             self._exchange.cancel(other, own or not_applied(other.serial))
@@ -156,6 +184,8 @@ class Producer:
 
 class Resent(Call):
     """An accepted append that the broker lost and gets again; its caller was answered long ago."""
+
+    stubborn = True
 
     def wake(self) -> None:
         if self.session is not None:

@@ -133,7 +133,12 @@ class Session:
     def _flush(self, until: float) -> None:
         """Wait until all that was accepted is durable; what was lost is sent again. Raises what ended the session or lost it."""
         producer, link = self._producer, self._client._link
-        while last := link.locked(lambda: producer.accepted[-1] if producer.accepted else None):
+        while True:
+            for call in link.locked(producer.again):
+                link.wait(call, max(until - monotonic(), 0.0))
+            last = link.locked(lambda: producer.accepted[-1] if producer.accepted else None)
+            if last is None:
+                break
             boot_id = b"" if last.hello is None else last.hello.boot_id
             fields = (boot_id, last.reply[3], last_position(last.reply))
             try:

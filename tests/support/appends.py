@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from support.builders import Sent
 from support.crashes import World
 
 
@@ -20,11 +21,16 @@ def streams(world: World) -> None:
 
 def appends(world: World) -> None:
     p = world.writer.payload
-    world.commit([("s/1", [p(64)])], [("s/2", [p(300)]), ("s/1", [p(64)])], "session", [("s/3", [p(600)])])
+    sent = Sent("session", [("s/3", [p(600)]), ("s/1", [p(64)])])
+    world.commit([("s/1", [p(64)])], [("s/2", [p(300)]), ("s/1", [p(64)])], "session", sent, [("s/3", [p(600)])])
 
 
 def control(world: World) -> None:
-    world.commit("session")
+    """A session is opened; or, if it was before, appends: its serials and its cursor go on."""
+    if "session" in world.writer.sessions:
+        world.commit(Sent("session", [("s/2", [world.writer.payload(64)])]))
+    else:
+        world.commit("session")
 
 
 def big(world: World) -> None:

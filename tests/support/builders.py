@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -75,6 +75,17 @@ def seeded_random(seed: bytes) -> Callable[[int], bytes]:
     return random
 
 
+class Sent(NamedTuple):
+    """An append of a session, which moves the cursor of the same name to where its events end."""
+
+    session: str
+    writes: Sequence[tuple[str, Sequence[bytes]]]
+
+
+Asked = Sequence[tuple[str, Sequence[bytes]]] | Sent | str
+"""An append of a list of (stream, payloads), one of a session, or a session's name: a control batch that opens it."""
+
+
 @dataclass(slots=True)
 class Staged:
     """A group that is ready to be committed."""
@@ -84,7 +95,8 @@ class Staged:
     first_position: int
     next_position: int
     versions: dict[str, int]
-    epochs: dict[str, int]
+    sessions: dict[str, tuple[int, int]]
+    cursors: dict[str, int]
 
     @property
     def body(self) -> bytes:
@@ -93,41 +105,71 @@ class Staged:
 
 @dataclass(slots=True)
 class Writer:
-    """Positions, versions and epochs of a log under test."""
+    """Positions, versions, sessions as (epoch, last serial) and cursors of a log under test."""
 
     position: int = 0
     versions: dict[str, int] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
+    sessions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cursors: dict[str, int] = field(default_factory=dict)
     serial: int = 0
     """Makes payloads distinct; never goes back."""
 
-    def stage(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str) -> Staged:
-        """A group of appends, each a list of (stream, payloads), or a session's name: a control batch that opens it."""
-        group = Staged([], 0, self.position, self.position, dict(self.versions), dict(self.epochs))
+    def stage(self, *appends: Asked) -> Staged:
+        """A group of appends."""
+        group = Staged(
+            [], 0, self.position, self.position, dict(self.versions), dict(self.sessions), dict(self.cursors)
+        )
         for append in appends:
             if isinstance(append, str):
-                epoch = group.epochs[append] = group.epochs.get(append, 0) + 1
-                group.parts.append(control_batch(1, [append, epoch], recorded_at=TIME + group.next_position))
+                epoch, last = group.sessions.get(append, (0, 0))
+                group.sessions[append] = epoch + 1, last
+                group.parts.append(control_batch(1, [append, epoch + 1], recorded_at=TIME + group.next_position))
                 group.batches += 1
-                continue
-            for index, (stream, payloads) in enumerate(append):
-                version = group.versions.get(stream, 0)
-                group.parts.append(
-                    event_batch(
-                        stream, version, group.next_position, payloads, index=index, count=len(append),
-                        recorded_at=TIME + group.first_position,
-                    )
-                )  # fmt: skip
-                group.batches += 1
-                group.next_position += len(payloads)
-                group.versions[stream] = version + len(payloads)
+            elif isinstance(append, Sent):
+                self._stage_sent(group, append)
+            else:
+                self._stage_writes(group, append)
         return group
+
+    def _stage_sent(self, group: Staged, append: Sent) -> None:
+        name = append.session
+        epoch, last = group.sessions[name]
+        group.sessions[name] = epoch, last + 1
+        self._stage_writes(group, append.writes, (name, epoch, last + 1))
+        group.cursors[name] = group.next_position
+        count = len(append.writes) + 1
+        group.parts.append(
+            control_batch(
+                2,
+                [name, group.next_position, None, 0],
+                index=count - 1,
+                count=count,
+                recorded_at=TIME + group.first_position,
+            )
+        )
+        group.batches += 1
+
+    def _stage_writes(
+        self, group: Staged, writes: Sequence[tuple[str, Sequence[bytes]]], session: tuple[str, int, int] | None = None
+    ) -> None:
+        for index, (stream, payloads) in enumerate(writes):
+            version = group.versions.get(stream, 0)
+            group.parts.append(
+                event_batch(
+                    stream, version, group.next_position, payloads, index=index,
+                    count=len(writes) + (session is not None), recorded_at=TIME + group.first_position, session=session,
+                )
+            )  # fmt: skip
+            group.batches += 1
+            group.next_position += len(payloads)
+            group.versions[stream] = version + len(payloads)
 
     def accept(self, group: Staged) -> None:
         """The group is durable."""
-        self.position, self.versions, self.epochs = group.next_position, group.versions, group.epochs
+        self.position, self.versions = group.next_position, group.versions
+        self.sessions, self.cursors = group.sessions, group.cursors
 
-    def commit(self, log: Any, *appends: Sequence[tuple[str, Sequence[bytes]]] | str) -> bytes:
+    def commit(self, log: Any, *appends: Asked) -> bytes:
         """Stage and commit; the group's body."""
         group = self.stage(*appends)
         log.commit(group.parts, group.batches, group.next_position)

@@ -207,8 +207,10 @@ class _Groups:
                 columns = unpack_columns(batch.region).rows()
                 for version, (kind, payload, metadata, id_) in enumerate(columns, batch.first_version):
                     rows.append((batch.stream, version, id_, kind, metadata, payload))
-                if batch.append_index + 1 == batch.append_count:
-                    yield Append(at, first, batch.recorded_at, rows)
+            # A cursor's batch may be the last of an append.
+            if rows and batch.append_index + 1 == batch.append_count:
+                yield Append(at, first, batch.recorded_at, rows)
+                rows = []
             at += batch.length
 
 

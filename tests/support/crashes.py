@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from random import Random
 
-from support.builders import TIME, Staged, Writer, control_batch
+from support.builders import TIME, Asked, Staged, Writer, control_batch
 from support.opened import NOTHING, Alone, Counterexample, Opened, Point, chain, open_log
 from support.seen import Seen
 from support.simdisk import Fault, Image, SimDisk
@@ -167,10 +168,10 @@ class Explorer:
     def go_on(self, disk: SimDisk, opened: Opened, point: Point, world: World) -> str:
         faithful = disk.is_faithful()
         log = opened.log
-        writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial=1_000)
+        writer = point.writer(serial=1_000)
         body = writer.commit(log, [("after", [writer.payload(64), writer.payload(64)])])
         more = chain(opened.held, body)
-        there = Point(point.groups + 1, point.position + 2, first=point.first)
+        there = replace(point, groups=point.groups + 1, position=point.position + 2)
         cut = SimDisk(disk.durable())
         again = open_log(cut, world, b"power cut")
         if again.held != more or again.differs(there):
@@ -218,10 +219,6 @@ def image_key(image: Image, digests: dict[bytes, bytes]) -> int:
     return int.from_bytes(hasher.digest())
 
 
-WITH_INDEX = ("checkpoint", "truncate", "remove")
-"""How the names of operations begin behind which a log is opened with its index."""
-
-
 class World:
     """A log on a SimDisk, and what its users were promised."""
 
@@ -239,8 +236,6 @@ class World:
         self.in_flight: bytes | None = None
         self.failed = False
         self.armed = False
-        self.plain = False
-        """No control batches of sessions: the index does not honour them."""
         self.truncated = False
         """True once a truncation was written: only a log that is opened with its index honours it."""
         self.starts = 0
@@ -291,7 +286,7 @@ class World:
             self.names.append(held)
         self.committed, self.in_flight = held, None
         serial = self.writer.serial
-        self.writer = Writer(point.position, dict(point.versions), dict(point.epochs), serial)
+        self.writer = point.writer(serial)
         self.look("after Log.open")
 
     def restart(self, power: bool) -> None:
@@ -307,10 +302,8 @@ class World:
                 self.disk.keep_size, self.disk.sticky = self.rng.choice(KILLS)
         self.start()
 
-    def commit(self, *appends: Sequence[tuple[str, Sequence[bytes]]] | str, first: int = 0) -> bool:
+    def commit(self, *appends: Asked, first: int = 0) -> bool:
         """Commit a group, with a truncation when `first` is behind the one that is; False when the process would have ended."""
-        if self.plain:
-            appends = tuple(append for append in appends if not isinstance(append, str))
         first = max(first, self.point.first)
         group = self.writer.stage(*appends)
         if first > self.point.first:
@@ -339,7 +332,7 @@ class World:
         """The group is about to be written: it may be found or not."""
         self.in_flight = chain(self.committed, group.body)
         self.points[self.in_flight] = Point(
-            self.point.groups + 1, group.next_position, group.versions, group.epochs, first, group.body
+            self.point.groups + 1, group.next_position, group.versions, group.sessions, group.cursors, first, group.body
         )
 
     def acknowledge(self, group: Staged) -> None:
@@ -375,7 +368,6 @@ class World:
     def run(self, workload: Sequence[tuple[str, Operation]], armed_from: int) -> None:
         """The named operations in order; states are looked at from the one numbered `armed_from` on (-1: and creation)."""
         self.armed = armed_from < 0
-        self.plain = any(name.startswith(WITH_INDEX) for name, _ in workload)
         self.done = ["create"]
         self.start()
         for index, (name, operation) in enumerate(workload):

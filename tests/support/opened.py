@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from support.builders import seeded_random
+from support.builders import Writer, seeded_random
 from support.simdisk import SimDisk
 from tidelog_broker.checkpoints import FOLDER as INDEX
+from tidelog_broker.core.known import Known
 from tidelog_broker.core.recovery import Group
 from tidelog_broker.files import QUARANTINE, Replay
-from tidelog_broker.index_digest import digest, digest_of_ids
+from tidelog_broker.index_digest import digest, digest_of_known
 from tidelog_broker.log import Log
 from tidelog_broker.store import IndexSettings, Store
 
@@ -40,9 +41,14 @@ class Point:
     groups: int = 0
     position: int = 0
     versions: dict[str, int] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
+    sessions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cursors: dict[str, int] = field(default_factory=dict)
     first: int = 0
     body: bytes = b""
+
+    def writer(self, serial: int) -> Writer:
+        """Whoever goes on from here."""
+        return Writer(self.position, dict(self.versions), dict(self.sessions), dict(self.cursors), serial)
 
 
 def chain(prefix: bytes, body: bytes) -> bytes:
@@ -51,11 +57,13 @@ def chain(prefix: bytes, body: bytes) -> bytes:
 
 
 class Opened(NamedTuple):
-    """A log, the name of the prefix that it holds, and the first position that is left: None where nobody asked its index."""
+    """A log, the name of the prefix that it holds, the first position that is left, and what is known beside it: None where
+    nobody asked its index."""
 
     log: Log
     held: bytes
     first: int | None = None
+    known: Known | None = None
 
     def differs(self, point: Point) -> str:
         """What is not as it is at a point; "" if all is."""
@@ -64,6 +72,11 @@ class Opened(NamedTuple):
             return f"head {log.head} and group {log.group}, expected {point.position} and {point.groups}"
         if self.first not in (None, point.first):
             return f"the first position that is left is {self.first}, expected {point.first}"
+        if self.known is not None:
+            sessions = {row.name: (row.epoch, row.last) for row in self.known.sessions.images()}
+            cursors = {name: row.position for name, row in self.known.cursors.rows()}
+            if (sessions, cursors) != (point.sessions, point.cursors):
+                return f"sessions {sessions} and cursors {cursors}, expected {point.sessions} and {point.cursors}"
         return ""
 
 
@@ -106,16 +119,18 @@ def _open_indexed(disk: SimDisk, world: World, seed: bytes) -> Opened:
     alone = _alone(disk, world)
     if digest(store.index) != alone.answers:
         raise Counterexample(f"behind the checkpoint at group {store.log.report.since} is another index than the log's")
-    if digest_of_ids(store.window) != alone.ids:
-        raise Counterexample(f"behind the checkpoint at group {store.log.report.since} other ids are known")
-    return Opened(store.log, alone.held, store.index.first_position)
+    if digest_of_known(store.known) != alone.known:
+        raise Counterexample(
+            f"behind the checkpoint at group {store.log.report.since} other ids, sessions or cursors are known"
+        )
+    return Opened(store.log, alone.held, store.index.first_position, store.known)
 
 
 class Alone(NamedTuple):
-    """What a log says without a saved index: digests of its index and its ids, and the prefix that it holds."""
+    """What a log says without a saved index: digests of its index and what is known beside it, and the prefix that it holds."""
 
     answers: str
-    ids: str
+    known: str
     held: bytes
 
 
@@ -134,5 +149,5 @@ def _alone(disk: SimDisk, world: World) -> Alone:
             raise whole.log.damage
         if len(known) >= KNOWN_MAX:
             known.clear()
-        found = known[key] = Alone(digest(whole.index), digest_of_ids(whole.window), chained.held(whole.log, world))
+        found = known[key] = Alone(digest(whole.index), digest_of_known(whole.known), chained.held(whole.log, world))
     return found
