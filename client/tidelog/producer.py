@@ -144,7 +144,7 @@ class Producer:
             self._exchange.unflushed.discard(self)
 
     def _behind_a_hole(self, last: int) -> list[Call]:
-        """What was accepted and stands behind something that is neither known to the broker nor here: its caller was left in doubt."""
+        """What was accepted and stands behind something that neither the broker nor this client has: a call that ended in doubt."""
         serial = last
         for place, done in enumerate(self.accepted):
             if done.serial <= last:
