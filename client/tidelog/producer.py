@@ -144,7 +144,7 @@ class Producer:
             self._exchange.unflushed.discard(self)
 
     def _behind_a_hole(self, last: int) -> list[Call]:
-        """What was accepted and stands behind something that neither the broker nor this client has: a call that ended in doubt."""
+        """What was accepted and stands behind a call that ended in doubt, and that the broker does not have."""
         serial = last
         for place, done in enumerate(self.accepted):
             if done.serial <= last:
