@@ -451,13 +451,15 @@ class Server:
 
     def _is_gone(self, holder: str) -> bool:
         """Whether whoever holds a lease has no connection any more: nothing can be sent to it."""
+        peers = self.broker.peers
         try:
-            peer = self.broker.peers.of_client(bytes.fromhex(holder))
+            client = bytes.fromhex(holder)
         except ValueError:
             return True  # no client of ours
+        peer = peers.of_client(client)
         if peer is None:
             # Behind a restart everyone is given time to come back.
-            return time.monotonic_ns() - self.vitals.started_ns > LEASE_GRACE_NS
+            return peers.has_greeted(client) or time.monotonic_ns() - self.vitals.started_ns > LEASE_GRACE_NS
         self._send(peer, [])
         return not peer.alive
 

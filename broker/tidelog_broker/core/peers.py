@@ -37,6 +37,7 @@ class Peers:
         self._by_identity: dict[bytes, Peer] = {}
         self._by_client: dict[bytes, Peer] = {}
         self._retired: dict[bytes, None] = {}
+        self._greeted: dict[bytes, None] = {}
 
     def __len__(self) -> int:
         return len(self._by_identity)
@@ -48,6 +49,10 @@ class Peers:
     def of_client(self, client: bytes) -> Peer | None:
         """The connection on which a client said HELLO last, or None."""
         return self._by_client.get(client)
+
+    def has_greeted(self, client: bytes) -> bool:
+        """Whether a client has ever said HELLO to this broker."""
+        return client in self._greeted
 
     def is_retired(self, identity: bytes) -> bool:
         """True for a connection whose client went on with a newer incarnation: its requests are dropped."""
@@ -76,6 +81,9 @@ class Peers:
         peer.client, peer.incarnation, peer.alive = client, incarnation, True
         self._by_identity[identity] = peer
         self._by_client[client] = peer
+        self._greeted[client] = None
+        if len(self._greeted) > PEERS_MAX:
+            del self._greeted[next(iter(self._greeted))]
         if len(self._by_identity) > PEERS_MAX:
             self.forget(next(iter(self._by_identity.values())))
         return peer
