@@ -30,9 +30,10 @@ BASE = struct.Struct("<8sHHI16sQQ8sII")
 SEGMENT_NAME = re.compile(r"(\d{10})-(\d{20})(?:\.([1-9]\d*))?", re.ASCII)
 BASE_NAME = re.compile(r"base-(\d{20})", re.ASCII)
 CONTROLS = ["", "session", "cursor", "lease", "truncate-log", "truncate-stream", "retention-rule", "retention-cut"]
-CONTROL_FIELDS = [0, 2, 4, 4, 1, 2, 5, 3]
+CONTROL_FIELDS = [0, 2, 4, 3, 1, 2, 5, 3]
 EVENT_MAX, APPEND_EVENTS_MAX, APPEND_BYTES_MAX = 1 << 20, 65_536, 12 << 20
 CHUNK = 1 << 20
+INT_MAX = (1 << 63) - 1
 
 Event = namedtuple("Event", "position stream version type id recorded_at payload metadata deleted")
 Group = namedtuple("Group", "group segment offset first_position batches length")
@@ -67,6 +68,15 @@ def need(right: object, proof: str, kind: str = "damaged") -> None:
 
 def crc_right(raw: bytes) -> bool:
     return zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little")
+
+
+def is_name(value: Any) -> bool:
+    right = isinstance(value, str) and 1 <= len(value.encode()) <= 255
+    return right and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
+
+
+def are_numbers(*values: Any) -> bool:
+    return all(type(value) is int and 0 <= value <= INT_MAX for value in values)
 
 
 def round_up(value: int, step: int) -> int:
@@ -155,6 +165,9 @@ class Reader:
         self.streams: dict[str, tuple[int, int]] = {}  # next version (-1: ended), compacted segments before it
         self.compactions, self.doubt = 0, ""
         self.removed = 0  # the last segment that a base stands for
+        self.told = 0  # up to this group a base tells of sessions and cursors
+        self.sessions: dict[str, tuple[int, int]] = {}  # epoch and last serial
+        self.cursors: dict[str, tuple[int | None, str | None, int]] = {}  # position, holder, lease
 
     def walk(self) -> Items:
         try:
@@ -184,6 +197,7 @@ class Reader:
             with segment.path.open("rb") as file:
                 yield from self._walk_segment(segment, file, ordinal == max(files))
         names = [(f"base-{group}", group) for group in self.bases]
+        names += [(f"base-{max(self.bases)}", self.told)] if self.bases else []
         for name, group in names + [(f"mark {mark.sequence}", mark.group) for mark in self.marks]:
             need(group <= self.group, f"{name} names group {group}, the last good one is {self.group} ({self.doubt})")
         for mark in self.marks:
@@ -211,7 +225,8 @@ class Reader:
 
     def _begin_behind(self, name: str, group: int, tag: bytes, raw: bytes) -> None:
         """Start where this base ends; called for each, in the order of their groups."""
-        self.streams, at = {}, 64
+        self.streams, self.sessions, self.cursors, at = {}, {}, {}, 64
+        kinds = ("log", "ids", "categories", "streams", "sessions", "cursors")
         while at < len(raw):
             need(len(raw) - at >= 8, f"{name}: a block is cut short")
             length, crc = struct.unpack_from("<II", raw, at)
@@ -219,14 +234,33 @@ class Reader:
             need(len(block) == length and zlib.crc32(block) == crc, f"{name}: CRC of the block at {at}")
             kind, *values = msgpack.unpackb(block)
             need((kind == "log") == (at == 64), f"{name}: its first block, and no other, is the log's")
-            need(kind in ("log", "ids", "categories", "streams"), f"{name}: blocks of kind {kind}", "newer")
+            need(kind in kinds, f"{name}: blocks of kind {kind}", "newer")
             if kind == "log":
                 self.removed, self.head = values[:2]
                 self.group, self.tag = group, tag
+                self.told = values[6] if len(values) > 6 else 0
             if kind == "streams":
                 for stream, version, _, deleted in values[0]:
                     self.streams[stream] = (-1 if deleted else version, self.compactions)
+            for row in values[0] if kind in ("sessions", "cursors") else []:
+                right = self._take_session(*row) if kind == "sessions" else self._take_cursor(*row)
+                need(right, f"{name}: a row of {kind}")
             at += 8 + length
+
+    def _take_session(self, name: Any, epoch: Any, last: Any, numbers: Any) -> bool:
+        """A base's row of a session; whether it can be one."""
+        self.sessions[name] = (epoch, last)
+        return is_name(name) and are_numbers(epoch, last) and isinstance(numbers, bytes) and len(numbers) % 8 == 0
+
+    def _take_cursor(self, name: Any, position: Any, holder: Any, lease: Any, commit: Any = b"") -> bool:
+        """Where a cursor stands, and its lease, from a base or the log; whether it can be so."""
+        held = holder is None or (isinstance(holder, str) and holder != "")
+        right = held and isinstance(commit, bytes) and len(commit) in (0, 16)
+        right = right and is_name(name) and are_numbers(position or 0, lease)
+        if right:
+            right = lease >= self.cursors.get(name, (None, None, 0))[2]
+            self.cursors[name] = (position, holder, lease)
+        return right
 
     def _choose(self, ordinal: int, files: dict[int, tuple[Path, int]]) -> Segment:
         """The highest suffix with a whole header and a seal; the lowest in any case, to explain itself."""
@@ -306,6 +340,7 @@ class Reader:
     def _batches(self, segment: Segment, record: Record, body: bytes, place: str) -> Iterator[Event | Control]:
         self._advance(segment, record.position, place)
         at = due = due_count = total = events = 0
+        session = b""
         for number in range(record.count):
             where = f"{place} batch {number}"
             need(len(body) - at >= BATCH.size + 4, f"{where}: the body ends")
@@ -328,8 +363,13 @@ class Reader:
             except (ValueError, msgpack.UnpackException) as error:
                 raise Proof("damaged", f"{where}: {error!r}") from error
             if batch.kind == ord("C"):
-                yield self._control(batch, fields, where)
+                yield self._control(batch, fields, where, record.number > self.told)
                 continue
+            mine = raw[BATCH.size + batch.name_len : start] if batch.flags & 2 else b""
+            session = mine if segment.compacted or batch.index == 0 else session
+            need(session == mine, f"{where}: two sessions in an append")
+            if mine and batch.index == 0 and record.number > self.told:
+                self._next_serial(mine, where)
             need(name and 1 <= batch.n <= (1 if batch.flags & 1 else APPEND_EVENTS_MAX), f"{where}: name or count")
             self._advance(segment, batch.position, where)
             self.head += batch.n
@@ -349,6 +389,14 @@ class Reader:
         follows = self.head <= position and segment.is_removed(self.head, position)
         need(follows, f"{where}: position {position} does not follow, the head is {self.head}")
         self.head = position
+
+    def _next_serial(self, stored: bytes, where: str) -> None:
+        name, (epoch, serial) = stored[1:-16].decode("utf-8", "replace"), struct.unpack("<QQ", stored[-16:])
+        known, last = self.sessions.get(name, (0, 0))
+        need(epoch == known, f"{where}: session {name!r} in epoch {epoch}, {known} is in force (0: none)")
+        follows = serial == last + 1 or (serial > last and self.compactions)
+        need(follows, f"{where}: serial {serial} of session {name!r} does not follow {last}")
+        self.sessions[name] = (epoch, serial)
 
     def _next_version(self, segment: Segment, name: str, batch: Batch, where: str) -> None:
         due, known = self.streams.get(name, (0, 0))
@@ -373,13 +421,25 @@ class Reader:
         need(sum(1 << bit for bit in bits) == batch.types, f"{where}: signature of the types")
         return rows, sum(sizes)
 
-    def _control(self, batch: Batch, fields: Any, where: str) -> Control:
+    def _control(self, batch: Batch, fields: Any, where: str, tells: bool) -> Control:
         need(1 <= batch.layout < len(CONTROLS), f"{where}: control subtype {batch.layout}", "newer")
         right = not any((batch.name_len, batch.n, batch.position, batch.version, batch.types))
         right = right and batch.index + 1 == batch.count and (batch.count == 1 or batch.layout == 2)
         need(right, f"{where}: a control batch with events, or within an append")
         right = isinstance(fields, list) and len(fields) >= CONTROL_FIELDS[batch.layout]
         need(right, f"{where}: fields of a control batch")
+        if tells and batch.layout == 1:
+            name, epoch = fields[:2]
+            need(is_name(name) and are_numbers(epoch), f"{where}: fields of a session")
+            before, last = self.sessions.get(name, (0, 0))
+            need(epoch == before + 1, f"{where}: epoch {epoch} of session {name!r} does not follow {before}")
+            self.sessions[name] = (epoch, last)
+        elif tells and batch.layout == 2:
+            need(fields[1] is not None and self._take_cursor(*fields[:5]), f"{where}: fields of a cursor")
+        elif tells and batch.layout == 3:
+            name, holder, lease = fields[:3]
+            position = self.cursors.get(name, (None,))[0] if is_name(name) else None
+            need(self._take_cursor(name, position, holder, lease), f"{where}: fields of a lease")
         return Control(CONTROLS[batch.layout], batch.time, fields)
 
 

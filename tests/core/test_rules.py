@@ -23,6 +23,7 @@ from tidelog_broker.core.broker import Broker, Identity, Verdict
 from tidelog_broker.core.idwindow import IdWindow, event_ids
 from tidelog_broker.core.index import Index
 from tidelog_broker.core.pages import Query, cut_page
+from tidelog_broker.core.sessions import Sessions
 from tidelog_broker.core.topics import BODY, Topics
 
 
@@ -332,8 +333,28 @@ def with_maps(rnd: random.Random, first_id: int) -> bytes:
     return packed
 
 
-def random_request(rnd: random.Random) -> tuple[Any, ...]:
-    """A request that is plain, nearly plain, or not at all, as it comes out of msgpack."""
+def random_session(rnd: random.Random, now: Sessions) -> Any:
+    """None, or a session with the next serial or another, in its epoch or another."""
+    kind = rnd.random()
+    if kind < 0.5:
+        return None
+    name = rnd.choice(["p", "q", "none"])
+    session = now.by_name.get(name)
+    epoch, last = (session.epoch, session.last) if session else (1, 0)
+    if kind < 0.55:
+        right = [name, epoch, last + 1]
+        return rnd.choice(
+            [[], right[:2], [*right, 1], "p11", [7, 1, 1], [name, float(epoch), last + 1], [name, epoch, last + 1.0]]
+        )
+    return [name, epoch + rnd.choice([0] * 12 + [1, -1]), last + rnd.choice([1] * 12 + [0, 2, -1, 2**63])]
+
+
+def random_cursor(rnd: random.Random) -> Any:
+    return rnd.choice([None] * 9 + [["c", True, rnd.randrange(9), None], ["c", None, 1, None]])
+
+
+def random_request(rnd: random.Random, now: Sessions) -> tuple[Any, ...]:
+    """A request that is plain, nearly plain, or not at all, as it comes out of msgpack. `now`: sessions to go on with."""
     count = rnd.choice([1, 1, 1, 1, 2])
     first_id = rnd.choice([rnd.randrange(1 << 60), rnd.randrange(40)])
     kinds = [rnd.choice(["t", "t", "u", "µ", "$x", ""])] * count
@@ -346,7 +367,7 @@ def random_request(rnd: random.Random) -> tuple[Any, ...]:
     name = rnd.choice(["a", "b/1", "c", "c", "d\x01", 7])
     expected = rnd.choice([None, None, None, True, False, 0, 1, 2, 3, -1, 1.0, 2**63])
     writes: Any = [(name, expected, events)] * rnd.choice([1] * 20 + [0, 2])
-    request: list[Any] = [3, 9, 0, None, 0, None, None, writes]
+    request: list[Any] = [3, 9, 0, None, rnd.choice([0, 0, 0, 1]), random_session(rnd, now), random_cursor(rnd), writes]
     if rnd.random() < 0.1:
         request[rnd.choice([3, 4, 5, 6])] = rnd.choice([None, 0, 1, -1, "x"])
     packed = msgpack.packb(request[: rnd.choice([8] * 20 + [7])])
@@ -361,18 +382,25 @@ def test_the_short_way_of_plain_appends_decides_nothing_of_its_own(seed: int) ->
     for memory in (short, long):
         memory.appender.limits = AppendLimits(event_bytes_max=150, append_bytes_max=200, id_window_events=8)
         memory.appender._plain_bytes_max = 150
-    taken = 0
+    taken = in_session = accepted = 0
     for now in range(3_000):
-        request = random_request(rnd)
+        request = random_request(rnd, short.appender.sessions)
+        opening = (16, 9, 0, rnd.choice("pq"), None) if now % 100 == 0 else None
         answers: list[tuple[Any, ...]] = []
         for memory in (short, long):
             try:
+                if opening is not None:
+                    answers.append(memory.appender.open_session(opening, now))
+                    continue
                 plain = memory.appender.admit_plain(request, now, 0) if memory is short else None
                 taken += plain is not None
+                in_session += plain is not None and request[5] is not None
+                accepted += plain is not None and request[4] == 1
                 answers.append((plain, plain[2] != 0) if plain is not None else memory.appender.admit(request, now, 0))
             except Exception as error:
                 answers.append((type(error), getattr(error, "facts", ()), getattr(error, "shares_fate", None)))
         assert answers[0] == answers[1], request
+        assert short.appender.accepted == long.appender.accepted
         if answers[0][0] is GroupFull or rnd.random() < 0.1:
             assert short.appender.parts == long.appender.parts
             if rnd.random() < 0.2:
@@ -384,6 +412,10 @@ def test_the_short_way_of_plain_appends_decides_nothing_of_its_own(seed: int) ->
     assert short.bytes == long.bytes
     assert short.index.head > 100
     assert taken > 30
+    assert in_session > 10
+    assert accepted > 5
+    assert short.appender.sessions.images() == long.appender.sessions.images()
+    assert short.appender.cursors.rows() == long.appender.cursors.rows()
 
 
 def test_maps_are_no_columns_in_the_short_way_either() -> None:

@@ -17,7 +17,16 @@ from tidelog.limits import (
     INT_MAX,
     TYPE_BYTES_MAX,
 )
-from tidelog_broker.core.base import CATEGORIES, HEADER_BYTES, STREAMS, BaseReader, base_name, write_base
+from tidelog_broker.core.base import (
+    CATEGORIES,
+    CURSORS,
+    HEADER_BYTES,
+    SESSIONS,
+    STREAMS,
+    BaseReader,
+    base_name,
+    write_base,
+)
 from tidelog_broker.eventfold import ENVELOPE_MAGIC, FOOTER_MAGIC, VERSIONS, EventfoldReader
 from tidelog_broker.source import SourceRefused
 
@@ -57,15 +66,16 @@ def base(data: bytes) -> None:
     except (CorruptLog, InvalidHeader):
         return
     for append in kept:
-        assert append.ids
+        assert append.writes
         assert len(append.ids) % 16 == 0
         assert 0 <= append.number < found.base.number
         assert all(0 <= number <= INT_MAX for write in append.writes for number in write[1:4])
-    names = [(kind == STREAMS, row[0]) for kind, row in rows]
+    order = (CATEGORIES, STREAMS, SESSIONS, CURSORS)
+    names = [(order.index(kind), row[0]) for kind, row in rows]
     assert names == sorted(set(names))
     for kind, row in rows:
-        assert kind in (CATEGORIES, STREAMS)
-        assert all(0 <= number <= INT_MAX for number in row[1 : 2 + (kind == STREAMS)])
+        numbers = {CATEGORIES: row[1:], STREAMS: row[1:3], SESSIONS: row[1:3], CURSORS: [row[1] or 0, row[-2]]}[kind]
+        assert all(0 <= number <= INT_MAX for number in numbers)
         row[0].encode()
     parts: list[bytes] = []
     again = write_base(found.base, kept, rows, parts.append) + b"".join(parts)

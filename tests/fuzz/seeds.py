@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -11,9 +13,10 @@ from typing import Any
 import msgpack
 from fuzz.targets import HELLO_FIELDS, TARGETS
 from migrate.seed import Given, Seed
+from support.builders import control_batch, event_batch
 from support.golden import region
 from tidelog.wire import PUBLISHED
-from tidelog_broker.core.base import Base, write_base
+from tidelog_broker.core.base import Base, KeptAppend, KeptWrite, write_base
 
 FOLDER = Path(__file__).parent
 CORPUS = FOLDER / "corpus"
@@ -79,8 +82,23 @@ def requests() -> list[bytes]:
         [11, 1],
         [12, 1, 0, 0, "", None, None, 10, False, None, None],
         [13, 1, 0, False],
+        [15, 1, 0, 3],
+        [16, 1, 0, "p", None],
+        [16, 1, 0, "p", 1],
+        [3, 1, 0, None, 1, ["p", 1, 1], None, [["s", None, region(7, ["t"], [b""], [b"x"])]]],
+        [3, 1, 0, None, 0, ["p", 1, 2], ["c", None, 3, None], [["s", None, region(8, ["t"], [b""], [b"x"])]]],
+        [17, 1, 0, "c", True, 4, 1, b"i" * 16],
+        [18, 1, 0, "c", 0, None],
+        [18, 1, 0, "c", 1, 1],
+        [18, 1, 0, "c", 2, None],
+        [19, 1, 0, "c"],
+        [20, 1, 0, "", None, 10],
     ]
-    return [msgpack.packb([row]) for row in rows] + [msgpack.packb(rows[1:4]), msgpack.packb(rows[6:])]
+    return [msgpack.packb([row]) for row in rows] + [
+        msgpack.packb(rows[1:4]),
+        msgpack.packb(rows[6:]),
+        msgpack.packb(rows[17:]),
+    ]
 
 
 def replies() -> list[bytes]:
@@ -102,16 +120,52 @@ def replies() -> list[bytes]:
     return [msgpack.packb([row]) for row in rows] + [msgpack.packb(rows[1:4]), msgpack.packb(rows[4:8])]
 
 
+def groups() -> list[bytes]:
+    """Group records of sessions, cursors and leases; their headers are made right by the target."""
+    opening, lease = control_batch(1, ["p", 1]), control_batch(3, ["c", "me", 1])
+    first = event_batch("a", 0, 0, [b"x"], session=("p", 1, 1))
+    pair = [
+        event_batch("a", 1, 1, [b"x"], index=0, count=3, session=("p", 2, 2)),
+        event_batch("b", 0, 2, [b"x", b"y"], index=1, count=3, session=("p", 2, 2)),
+        control_batch(2, ["c", 3, "me", 1, b"i" * 16], index=2, count=3),
+    ]
+    logs = [
+        [[opening, first, lease], [control_batch(1, ["p", 2]), *pair], [control_batch(3, ["c", None, 1])]],
+        [[opening], [first], [control_batch(2, ["c", 3, None, 0])], [control_batch(4, [1])]],
+    ]
+    return [b"".join(_groups(log)) for log in logs]
+
+
+def _groups(log: list[list[bytes]]) -> Iterator[bytes]:
+    position = 0
+    for batches in log:
+        body = b"".join(batches)
+        yield struct.pack("<4sIQQQQI20x", b"TLGR", len(body), 0, 0, 0, position, len(batches)) + body
+        position += sum(int.from_bytes(batch[16:20], "little") for batch in batches)
+
+
 def bases() -> list[bytes]:
-    """The golden base, and one that tells of nothing."""
+    """The golden base, one that tells of sessions and cursors, and one that tells of nothing."""
     empty: list[bytes] = []
     made = Base(
         log_id=bytes(16), group=1, tag=bytes(8), ordinal=1, head=1, number=1, first_position=1, recorded_at=1, window_events=1,
         window_begins=0, window_young_begins=0,
     )  # fmt: skip
     head = write_base(made, (), (), empty.append)
+    told: list[bytes] = []
+    write = KeptWrite("a", 0, 0, 1, b"d" * 16)
+    rows: list[tuple[str, list[Any]]] = [
+        ("sessions", ["p", 2, 1, bytes(8)]),
+        ("cursors", ["c", 3, "me", 1, b"i" * 16]),
+        ("cursors", ["d", None, None, 2, b""]),
+    ]
+    of_sessions = write_base(replace(made, told=1), [KeptAppend(0, b"", (write,))], rows, told.append)
     golden = FOLDER.parent / "truncate" / "golden"
-    return [*(path.read_bytes() for path in sorted(golden.glob("base-*"))), head + b"".join(empty)]
+    return [
+        of_sessions + b"".join(told),
+        *(path.read_bytes() for path in sorted(golden.glob("base-*"))),
+        head + b"".join(empty),
+    ]
 
 
 def eventfold_logs() -> list[bytes]:
@@ -152,6 +206,8 @@ def seeds(target: str) -> tuple[bytes, ...]:
         return tuple(bytes([how]) + one for one in requests() for how in (0, 1))
     if target == "base":
         return tuple(bytes([how]) + one for one in bases() for how in (0, 1))
+    if target == "known":
+        return tuple(bytes([how]) + one for one in groups() for how in (2, 3, 7))
     if target == "eventfold":
         return tuple(bytes([how]) + one for one in eventfold_logs() for how in (0, 1))
     assert target == "events"

@@ -15,6 +15,7 @@ from zlib import crc32
 import msgpack
 from fuzz.files import base, eventfold
 from fuzz.memory import CLIENT, STRANGER, MemoryBroker
+from fuzz.records import CHECKSUMS, SEGMENT, TAGS, known, with_batch_checksums, with_tags
 from tidelog.batch import CRC, HAS_SESSION, HEADER, HEADER_BYTES, Incomplete, read_batch, unpack_columns
 from tidelog.errors import CorruptLog, InvalidArgument, InvalidHeader, ProtocolMismatch
 from tidelog.exchange import Call, Exchange, State
@@ -22,26 +23,15 @@ from tidelog.messages import Recorded
 from tidelog.wire import APPEND, PUBLISHED, READ, decode_page, read_hello, read_published, read_replies
 from tidelog_broker.core.appender import Appender, AppendLimits
 from tidelog_broker.core.format import (
-    GROUP_HEADER_BYTES,
-    NO_TAG,
     SEGMENT_HEADER_BYTES,
     Mark,
     SegmentHeader,
     authentic_header,
     pack_group_header,
-    pack_seal,
 )
 from tidelog_broker.core.index import Index
 from tidelog_broker.core.recovery import Chain, SegmentReader
 from tidelog_broker.core.requests import unpack_requests
-
-CHECKSUMS, TAGS = 1, 2
-"""Bits of an input's first byte: checksums of batches and headers made right; tags and places of group headers, too."""
-
-SEGMENT = SegmentHeader(
-    log_id=bytes(16), ordinal=1, first_position=0, first_group=1, key=b"k" * 16, previous_tag=NO_TAG,
-    group_bytes_max=1 << 16, zero_step=1 << 12, align=1, segment_bytes=1 << 20,
-)  # fmt: skip
 
 
 class Target(NamedTuple):
@@ -50,42 +40,6 @@ class Target(NamedTuple):
     name: str
     run: Callable[[bytes], None]
     files: tuple[str, ...]
-
-
-def with_batch_checksums(data: bytes) -> bytes:
-    """The batches that stand one behind the other, each CRC made right where its length leads."""
-    out = bytearray(data)
-    at = 0
-    while at + HEADER_BYTES + 4 <= len(out):
-        length = int.from_bytes(out[at + 4 : at + 8], "little")
-        if out[at] == 0x54:
-            at += GROUP_HEADER_BYTES
-        elif out[at] in b"BC" and HEADER_BYTES + 4 <= length <= len(out) - at:
-            out[at + length - 4 : at + length] = CRC.pack(crc32(out[at : at + length - 4]))
-            at += length
-        else:
-            break
-    return bytes(out)
-
-
-def with_tags(data: bytes, checksums: bool) -> bytes:
-    """Group records one behind the other, each in its place in the chain: number, offset, body's CRC, tags made right."""
-    out, at, number, tag = bytearray(data), 0, 1, SEGMENT.previous_tag
-    while at + GROUP_HEADER_BYTES <= len(out):
-        magic, length, _, _, _, position, batches = struct.unpack_from("<4sIQQQQI", out, at)
-        place = SEGMENT_HEADER_BYTES + at
-        if magic == b"TLSL":
-            out[at : at + 64] = pack_seal(SEGMENT.key, number - 1, 1, place, position, tag)
-            break
-        stop = at + 64 + length
-        if stop > len(out):
-            break
-        body = bytes(out[at + 64 : stop])
-        body = with_batch_checksums(body) if checksums else body
-        header = pack_group_header(SEGMENT.key, body, number, 1, place, position, batches, tag)
-        out[at:stop] = header + body
-        tag, at, number = header[-8:], stop, number + 1
-    return bytes(out)
 
 
 def group(data: bytes) -> None:
@@ -377,8 +331,11 @@ TARGETS = {
         Target("request", request, (CORE + "requests.py", CORE + "unpack.py")),
         Target(
             "broker", broker,
-            tuple(CORE + name for name in ("broker.py", "requests.py", "unpack.py", "appender.py", "peers.py", "pages.py")),
+            tuple(CORE + name + ".py" for name in (
+                "broker", "requests", "unpack", "appender", "writes", "staged", "sessions", "cursors", "names", "peers", "pages",
+            )),
         ),
+        Target("known", known, tuple(CORE + name for name in ("replay.py", "sessions.py", "cursors.py", "names.py"))),
         Target("base", base, (CORE + "base.py",)),
         Target("eventfold", eventfold, ("tidelog_broker/eventfold.py",)),
         Target("events", events, (CORE + "appender.py", CORE + "unpack.py", "tidelog/wire.py", "tidelog/batch.py")),

@@ -128,7 +128,7 @@ def test_seeds_are_taken_so_that_mutations_begin_behind_the_first_check() -> Non
 
 LEAST_EDGES = {
     "group": 70, "batch": 15, "segment": 15, "mark": 8, "page": 35, "published": 30, "reply": 150, "request": 8,
-    "broker": 200, "events": 100, "base": 60, "eventfold": 60,
+    "broker": 200, "events": 100, "base": 60, "eventfold": 60, "known": 90,
 }  # fmt: skip
 
 

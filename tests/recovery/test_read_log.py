@@ -410,7 +410,7 @@ def test_behind_a_base_the_chain_and_the_versions_go_on_and_what_it_removed_is_n
     assert judge(log) == (0, "DAMAGED: segment 1 is not there, segment 2 is")
     cases: list[tuple[int, bytes, list[list[Any]], str]] = [
         (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], rows], "whole"),
-        (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], ["sessions", []]], "NEWER: "),
+        (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], ["retention rules", []]], "NEWER: "),
         (2, first.tag, [["log", 1, 4, 2, 4, TIME, [9, 0, 0]]], "version 3 of 'cart-1' does not follow"),
         (2, first.tag, [rows], "its first block"),
         (2, bytes(8), [["log", 1, 4, 2, 4, TIME, [9, 0, 0]], rows], "does not follow what came before"),
