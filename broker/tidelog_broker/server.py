@@ -52,6 +52,8 @@ STOP_DRAIN_NS = 3_000_000_000
 """What is still unread then is left to the next broker: senders that never pause must not keep this one (health.py has
 the deadline)."""
 LEASE_GRACE_NS = 5_000_000_000
+LEASE_ASK_NS = 1_000_000_000
+"""A holder is not looked for more often: what it is sent for that waits until it reads."""
 COPY_BYTES_MAX = 16 << 10
 """Larger replies are handed to ZeroMQ without a copy."""
 
@@ -93,6 +95,7 @@ class Server:
         for waitable in (self._requests, self._publish, self.wake_fd):
             self._poller.register(waitable, zmq.POLLIN)
         self._pack = msgpack.Packer().pack  # packb makes a Packer with a buffer of 256 KiB each time
+        self._asked_ns: dict[bytes, int] = {}
         self._next_heartbeat_ns = 0
         self._next_retry_ns = 0
         self._prepare = threading.Event()
@@ -460,7 +463,11 @@ class Server:
         if peer is None:
             # Behind a restart everyone is given time to come back.
             return peers.has_greeted(client) or time.monotonic_ns() - self.vitals.started_ns > LEASE_GRACE_NS
-        self._send(peer, [])
+        now_ns = time.monotonic_ns()
+        if now_ns - self._asked_ns.get(client, 0) > LEASE_ASK_NS:
+            self._asked_ns = {known: at for known, at in self._asked_ns.items() if now_ns - at < LEASE_ASK_NS}
+            self._asked_ns[client] = now_ns
+            self._send(peer, [])
         return not peer.alive
 
     def _checkpoint(self, begin: bool) -> tuple[str, dict[str, Any]]:

@@ -156,7 +156,8 @@ class Appends(Calls):
 
         Opens a new epoch: whoever held the session before gets SessionFenced from then on. With `resume` the epoch in force goes
         on (True), or just the one given, and a session that was never opened is opened; raises SessionFenced when another is in
-        force, so two instances do not fence each other in turn.
+        force, so two instances do not fence each other in turn. With True nobody is fenced: what a killed holder had sent last
+        may still count, and two who hold the session at once get SerialReused and NotApplied.
         """
         from .session import opened
 

@@ -7,6 +7,7 @@ repeat is answered at any distance for 8 bytes. What is staged for the next grou
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Session:
         self.name = name
         self.epoch = self.durable_epoch = epoch
         self.last = self.durable_last = last
-        self.numbers = array("Q", numbers)
+        self.numbers = array("Q", struct.unpack(f"<{len(numbers) // 8}Q", numbers))
         encoded = name.encode()
         self.prefix = bytes((len(encoded),)) + encoded
 
@@ -63,9 +64,8 @@ class Session:
 
     def image(self) -> SessionImage:
         """What a checkpoint keeps of it."""
-        return SessionImage(
-            self.name, self.durable_epoch, self.durable_last, self.numbers[-SESSION_RESULTS_MAX:].tobytes()
-        )
+        kept = self.numbers[-SESSION_RESULTS_MAX:]
+        return SessionImage(self.name, self.durable_epoch, self.durable_last, struct.pack(f"<{len(kept)}Q", *kept))
 
 
 Step = tuple[Session, int]
