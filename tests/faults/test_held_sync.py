@@ -122,7 +122,9 @@ def test_all_callers_of_a_failed_group_are_told_unknown_and_nothing_of_it_is_pub
         assert told[0][0][1] == 0
         syncs.running(2)
         assert broker.server
-        callers = len(broker.server.broker.appender.staged)  # whoever came later is told nothing at all
+        sealed = broker.server.broker.appender.sealed
+        assert sealed
+        callers = len(sealed.staged)  # whoever came later is told nothing at all
         assert 1 <= callers <= 6
         syncs.go(2)
         assert broker.wait() == EXIT_IO

@@ -200,6 +200,6 @@ def in_the_way(data: Path) -> list[Path]:
     for path in sorted(data.glob("0*"))[1:]:
         with path.open("rb") as file:
             group = int.from_bytes(file.read(56)[48:], "little") - 1
-        made.append(data / f"base-{group:020d}.tmp")
+        made.append(data / f"base-{group:020d}")
         made[-1].mkdir()
     return made
