@@ -41,6 +41,10 @@ POLLIN = int(zmq.POLLIN)
 DRAIN_MESSAGES_MAX = 512
 GROUP_SOFT_BYTES = 4 << 20
 """The drain ends here; what still waits is the next group's."""
+LINGER_NS = 5_000_000
+"""A group for whose sync nobody waits is made durable after this, so that not each accepted append costs a sync."""
+SLOW_SYNC_NS = 2_000_000
+"""Where a sync takes longer, it is worth a thread; else the hand-over costs the next requests more than the sync does."""
 LATER_MAX = 4_096
 """Requests other than appends taken in and not answered yet: beyond, what comes waits in its socket."""
 ANSWERS_MAX = 256
@@ -96,6 +100,7 @@ class Server:
             self._poller.register(waitable, zmq.POLLIN)
         self._pack = msgpack.Packer().pack  # packb makes a Packer with a buffer of 256 KiB each time
         self._asked_ns: dict[bytes, int] = {}
+        self._lingers_until_ns = 0
         self._next_heartbeat_ns = 0
         self._next_retry_ns = 0
         self._prepare = threading.Event()
@@ -156,7 +161,7 @@ class Server:
         self._stop()
 
     def _commit_or_begin(self) -> None:
-        """Make what is staged durable: here and now, or, when somebody was told "accepted", beside the loop.
+        """Make what is staged durable: here and now, or, when somebody was told "accepted" and the disk is slow, beside the loop.
 
         Whoever wants anything else waits for the group that is under way, and for no other but his own.
         """
@@ -171,9 +176,27 @@ class Server:
             return
         if broker.appender.accepted and not (broker.later or broker.backlog or self.stop_requested.is_set()):
             self._send_replies()
-            self._begin_sync()
+            if self._lingers(time.monotonic_ns()):
+                return
+            if self.vitals.last_sync_ns > SLOW_SYNC_NS:
+                self._begin_sync()
+            else:
+                self._commit()
         else:
+            self._lingers_until_ns = 0
             self._commit()
+
+    def _lingers(self, now_ns: int) -> bool:
+        """Whether the staged group may wait for more: nobody waits for its sync, and it is young and small."""
+        self._lingers_until_ns = self._lingers_until_ns or now_ns + LINGER_NS
+        if (
+            now_ns < self._lingers_until_ns
+            and not self.broker.touched
+            and self.broker.appender.bytes < GROUP_SOFT_BYTES
+        ):
+            return True
+        self._lingers_until_ns = 0
+        return False
 
     def _drain(self) -> bool:
         """Take in what waits; True if anything did."""
@@ -392,6 +415,8 @@ class Server:
             due_ns = min(due_ns, min(row.deadline_ns for row in self.broker.waiting))
         if self.store.log.unmarked:
             due_ns = min(due_ns, self._mark_due_ns())
+        if self._lingers_until_ns:
+            due_ns = min(due_ns, self._lingers_until_ns)
         ready = dict(self._poller.poll(max(1, (due_ns - now_ns) // 1_000_000)))
         if self._publish in ready:
             self._subscriptions()

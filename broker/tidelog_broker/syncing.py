@@ -1,7 +1,8 @@
 """A group on its way to the disk in a thread of its own, so that whoever asked for no more than "accepted" goes on meanwhile.
 
-Only groups with such appends go this way: a durable append waits for the sync anyhow, and a thread would cost it more than
-it gains. At most one group is under way (spec §6, invariant 1); the loop touches no file of the log until it has ended.
+Only groups with such appends go this way, and only where syncs are slow: a durable append waits for the sync anyhow, and a
+hand-over costs more than a fast sync. At most one group is under way (spec §6, invariant 1); the loop touches no file of the
+log until it has ended.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Vitals:
         self._store = store
         self._stop_requested = stop_requested
         self._syncing_since_ns = 0
-        self._slowest_sync_ns = self._last_sync_ns = 0
+        self._slowest_sync_ns = self.last_sync_ns = 0
         self._rot = ""
         self._rots = self._rots_judged = 0
 
@@ -50,8 +50,8 @@ class Vitals:
     def group_ended(self) -> None:
         """It is there, or it failed."""
         self.last_commit_ns = time.monotonic_ns()
-        self._last_sync_ns = self.last_commit_ns - self._syncing_since_ns
-        self._slowest_sync_ns = max(self._slowest_sync_ns, self._last_sync_ns)
+        self.last_sync_ns = self.last_commit_ns - self._syncing_since_ns
+        self._slowest_sync_ns = max(self._slowest_sync_ns, self.last_sync_ns)
         self._syncing_since_ns = 0
 
     def syncing(self, work: Callable[[], object]) -> None:
@@ -143,7 +143,7 @@ class Vitals:
             "batches": index.stop - index.first_number,
             "syncs": log.syncs,
             "slowest_sync_us": self._slowest_sync_ns // 1000,
-            "last_sync_us": self._last_sync_ns // 1000,
+            "last_sync_us": self.last_sync_ns // 1000,
             "opened": {
                 "checkpoint_group": log.report.since,
                 "groups_read": log.report.groups,

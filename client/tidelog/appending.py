@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from .calls import Calls, first, seconds
 from .consuming import CursorMove, cursor_move
 from .errors import InvalidArgument, OutcomeUnknown
-from .link import Future, SessionFuture, Watched
+from .link import Future, Watched
 from .messages import ANY, Appended, Event, ExpectedVersion, Write
 from .wire import (
     APPEND,
@@ -64,7 +64,7 @@ class Appends(Calls):
         if type(call) is Future:
             self._link.submit(call, now)
         else:
-            self._submit(call, now)
+            self._submit(call, now, waits=True)
         return call.result()
 
     def append_nowait(
@@ -84,7 +84,7 @@ class Appends(Calls):
         if type(call) is Future:
             self._link.submit_unattended(call, now)
         else:
-            self._submit(call, now)
+            self._submit(call, now, waits=False)
         return call
 
     def append_many(
@@ -101,8 +101,7 @@ class Appends(Calls):
         """
         now = monotonic()
         call = self._many_call(writes, durability, timeout, now, cursor)
-        self._submit(call, now)
-        return call.result()
+        return self._submit(call, now, waits=True).result()
 
     def _append_call(
         self, stream: Any, events: Any, expected: Any, durability: str, timeout: float | None, now: float,
@@ -115,8 +114,11 @@ class Appends(Calls):
         deadline = now + (self.timeout if timeout is None else seconds(timeout))
         level = 0 if durability == "durable" else _durability(durability)
         writes = ((stream, word, region),)
-        if level == 0 and cursor is None and producer is None:
-            return Future(self._link, APPEND, (0, None, None, writes), deadline, _appended)
+        if cursor is None and (level == 0 or producer is not None):
+            call = Future(self._link, APPEND, (level, None, None, writes), deadline, _appended)
+            if producer is not None:
+                call.session = producer
+            return call
         return self._watched(level, cursor, writes, deadline, _appended, producer)
 
     def _many_call(
@@ -137,14 +139,10 @@ class Appends(Calls):
         self, level: int, cursor: CursorMove | None, writes: Any, deadline: float, shape: Callable[[Future[T]], T],
         producer: Producer | None,
     ) -> Future[T]:  # fmt: skip
-        """An append whose end others have to know: its session, its cursor, whoever flushes."""
-        if cursor is None and producer is not None:
-            return SessionFuture(self._link, APPEND, (level, None, None, writes), deadline, shape, producer)
+        """An append whose end others have to know: its cursor, whoever flushes."""
         words, move = (None, None) if cursor is None else self._cursors.move(*cursor_move(cursor))
         enders: list[Callable[[Call], None]] = [] if move is None else [move.ended]
-        if producer is not None:
-            enders.append(producer.ended)
-        elif level:
+        if producer is None and level:
             enders.append(self._link.exchange.note_accepted)
         fields = (level, None, words, writes)
         call = Watched(self._link, APPEND, fields, deadline, shape, enders, move.undo if move is not None else None)

@@ -42,14 +42,23 @@ class Calls:
         self._link.submit(call, monotonic())
         return call
 
-    def _submit(self, call: Future[Any], now: float) -> None:
-        """Submit a call that nobody may wait for; what it had moved here is put back when that fails."""
+    def _submit(self, call: Future[T], now: float, *, waits: bool) -> Future[T]:
+        """Submit a call, for somebody who `waits` for it or may never do; what it had moved here is put back when that fails."""
         try:
-            self._link.submit_unattended(call, now)
+            if waits:
+                self._link.submit(call, now)
+            else:
+                self._link.submit_unattended(call, now)
         except BaseException:
-            if isinstance(call, Watched) and call.undo is not None:
-                call.undo()
+            put_back(call)
             raise
+        return call
+
+
+def put_back(call: Future[Any]) -> None:
+    """A call could not be submitted: what it had moved here is as before."""
+    if isinstance(call, Watched) and call.undo is not None:
+        call.undo()
 
 
 def first(call: Future[int]) -> int:

@@ -134,8 +134,7 @@ class Consumes(Reads):
         deadline = monotonic() + (self.timeout if timeout is None else seconds(timeout))
         fields = (*words, os.urandom(16))
         call = Watched(self._link, COMMIT_CURSOR, fields, deadline, first, [move.ended], move.undo)
-        self._submit(call, monotonic())
-        call.result()
+        self._submit(call, monotonic(), waits=True).result()
 
     def set_cursor(self, name: str, position: int, *, timeout: float | None = None) -> None:
         """Put a cursor somewhere, wherever it stands now. Raises LeaseLost when somebody holds it."""

@@ -177,18 +177,19 @@ class Exchange:
     def _submit_next(self, call: Call, session: Producer, now: float) -> bool:
         """A session's next call, behind those before it: False when they wait for their next try, and it with them."""
         session.assign(call)
-        held = [due for due, late in self._later if late.session is session]
+        held = [due for due, late in self._later if late.session is session] if self._later else None
         try:
-            if self.state is READY and not held:
-                self._enqueue(call, now)
-            else:
+            if held or self.state is not READY:
                 pack(call.fields)
+            else:
+                self._enqueue(call, now)
         except BaseException:
             session.unassign(call)
             raise
         if held:
             heappush(self._later, (max(held), call))
-        return not held
+            return False
+        return True
 
     def send_in_order(self, calls: list[Call]) -> None:
         """Send these again, under new request ids and one behind the other: whatever is answered to the old ones is ignored."""
@@ -223,6 +224,8 @@ class Exchange:
             call.settled = True
             self._stale = True
         self.table.pop(call.id, None)
+        if call.session is not None:
+            call.session.ended(call)
         if call.waiters is not None:
             call.wake()
 
@@ -374,6 +377,8 @@ class Exchange:
                     call.hello = hello
                     call.settled = True
                     del table[reply[0]]
+                    if call.session is not None:
+                        call.session.ended(call)
                     if call.waiters is not None:
                         call.wake()
                     continue

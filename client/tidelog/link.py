@@ -17,7 +17,7 @@ from collections.abc import Callable
 from math import ceil, inf
 from threading import Lock, Thread, get_ident
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakSet
 
 import zmq
@@ -25,9 +25,6 @@ import zmq
 from .errors import ClientClosed, DeadlineExceeded, InvalidArgument, ProtocolMismatch, TidelogError, UsedAfterFork
 from .exchange import READY, Call, Exchange, State, closed_error
 from .wire import WRITTEN
-
-if TYPE_CHECKING:
-    from .producer import Producer
 
 # As plain integers: pyzmq's enum flags cost 350 ns each time they are combined.
 NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -140,32 +137,6 @@ class Watched(Future[T]):
         for ended in self._enders:
             ended(self)
         super().wake()
-
-
-class SessionFuture(Future[T]):
-    """An append of a session, which has to know of its end."""
-
-    def __init__(
-        self,
-        link: Link,
-        kind: int,
-        fields: tuple[Any, ...],
-        deadline: float,
-        shape: Callable[[Future[T]], T],
-        session: Producer,
-    ) -> None:
-        self.kind = kind
-        self.fields = fields
-        self.deadline = deadline
-        self._link = link
-        self._shape = shape
-        self.session = self._producer = session
-        self.waiters = []
-
-    def wake(self) -> None:
-        self._producer.ended(self)
-        for follower in self.waiters:
-            follower.wake()
 
 
 class _Follower:

@@ -54,13 +54,13 @@ class Producer:
             raise self.failure
         if self.in_doubt:
             raise InDoubt
-        call.serial = self.next
+        serial = call.serial = self.next
         level, _, cursor, writes = call.fields
         if level and len(self.accepted) + len(self.calls) >= ACCEPTED_MAX:
             level = 0
-        call.fields = (level, (self.name, self.epoch, call.serial), cursor, writes)
-        self.calls[call.serial] = call
-        self.next += 1
+        call.fields = level, (self.name, self.epoch, serial), cursor, writes
+        self.calls[serial] = call
+        self.next = serial + 1
 
     def unassign(self, call: Call) -> None:
         """The newest serial was given to something that can't be sent."""
@@ -107,17 +107,16 @@ class Producer:
             _, session, cursor, writes = done.fields
             again = Resent(APPEND, (0, session, cursor, writes), float("inf"))
             again.session, again.serial = self, done.serial
-            again.waiters = []
             self.calls[done.serial] = again
         self.calls = dict(sorted(self.calls.items()))
         self._exchange.send_in_order(list(self.calls.values()))
 
     def ended(self, call: Call) -> None:
         """A call is settled."""
-        serial = call.serial
-        if self.calls.get(serial) is not call:
+        serial, calls = call.serial, self.calls
+        if calls.get(serial) is not call:
             return
-        del self.calls[serial]
+        del calls[serial]
         error = call.error
         if error is None:
             if serial > self.last:
@@ -188,8 +187,6 @@ class Resent(Call):
     stubborn = True
 
     def wake(self) -> None:
-        if self.session is not None:
-            self.session.ended(self)
         for follower in self.waiters:
             follower.wake()
 

@@ -8,6 +8,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
+from .calls import put_back
 from .errors import DeadlineExceeded, OutcomeUnknown
 from .exchange import Call, last_position
 from .link import Future
@@ -34,6 +35,7 @@ class Session:
 
     def __init__(self, client: Appends, producer: Producer) -> None:
         self._client = client
+        self._link = client._link
         self._producer = producer
         producer.flush = self._flush
         self._asking = Lock()
@@ -63,7 +65,11 @@ class Session:
         cursor: CursorMove | None = None,
     ) -> Appended:
         """`Client.append` with the next serial. Raises what that raises, NotApplied and SessionFenced."""
-        return self.append_nowait(stream, events, expected_version, durability, timeout, cursor=cursor).result()
+        now = monotonic()
+        call = self._client._append_call(
+            stream, events, expected_version, durability, timeout, now, cursor, self._producer
+        )
+        return self._submit(call, now, waits=True).result()
 
     def append_nowait(
         self,
@@ -77,11 +83,11 @@ class Session:
     ) -> Future[Appended]:
         """`Client.append_nowait` with the next serial. Waits only behind a call of this session that ended in doubt, until the
         broker has told where the session stands."""
-        now = self._now(timeout)
+        now = monotonic()
         call = self._client._append_call(
             stream, events, expected_version, durability, timeout, now, cursor, self._producer
         )
-        return self._submit(call, now)
+        return self._submit(call, now, waits=False)
 
     def append_many(
         self,
@@ -92,28 +98,35 @@ class Session:
         cursor: CursorMove | None = None,
     ) -> list[Appended]:
         """`Client.append_many` with the next serial."""
-        now = self._now(timeout)
-        call = self._client._many_call(writes, durability, timeout, now, cursor, self._producer)
-        return self._submit(call, now).result()
-
-    def _now(self, timeout: float | None) -> float:
         now = monotonic()
-        if self._producer.in_doubt:
-            self._settle_doubt(now + (self._client.timeout if timeout is None else timeout))
-        return now
+        call = self._client._many_call(writes, durability, timeout, now, cursor, self._producer)
+        return self._submit(call, now, waits=True).result()
 
-    def _submit(self, call: Future[T], now: float) -> Future[T]:
-        while True:
-            try:
-                self._client._submit(call, now)
-                return call
-            except InDoubt:
+    def _submit(self, call: Future[T], now: float, *, waits: bool) -> Future[T]:
+        try:
+            (self._link.submit if waits else self._link.submit_unattended)(call, now)
+        except InDoubt:
+            self._submit_behind_doubt(call)
+        except BaseException:
+            put_back(call)
+            raise
+        return call
+
+    def _submit_behind_doubt(self, call: Future[T]) -> None:
+        try:
+            while True:
                 self._settle_doubt(call.deadline)
-                now = monotonic()
+                try:
+                    return self._link.submit_unattended(call, monotonic())
+                except InDoubt:
+                    pass  # another thread's call ended in doubt meanwhile
+        except BaseException:
+            put_back(call)
+            raise
 
     def _settle_doubt(self, until: float) -> None:
         """Wait for what is under way, then ask the broker where the session stands."""
-        producer, link = self._producer, self._client._link
+        producer, link = self._producer, self._link
         with self._asking:
             if not producer.in_doubt:
                 return
@@ -132,7 +145,7 @@ class Session:
 
     def _flush(self, until: float) -> None:
         """Wait until all that was accepted is durable; what was lost is sent again. Raises what ended the session or lost it."""
-        producer, link = self._producer, self._client._link
+        producer, link = self._producer, self._link
         while True:
             for call in link.locked(producer.again):
                 link.wait(call, max(until - monotonic(), 0.0))
@@ -149,7 +162,7 @@ class Session:
                 for call in link.locked(lambda: list(producer.calls.values())):
                     link.wait(call, max(until - monotonic(), 0.0))
         lost, producer.lost = producer.lost, None
-        self._client._link.locked(partial(producer.confirm, 0))
+        link.locked(partial(producer.confirm, 0))
         if producer.failure is not None:
             raise producer.failure
         if lost is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
-from tidelog.batch import HEADER_BYTES
+from tidelog.batch import HEADER_BYTES, SESSION_TAIL
 from tidelog.errors import (
     AppendTooLarge,
     CorruptLog,
@@ -42,6 +42,7 @@ CONTROL_BYTES_MAX = 1_024
 """A cursor's batch is no longer."""
 
 _unpack = msgpack.unpackb
+_pack_tail = SESSION_TAIL.pack
 _ONE_EVENT = b"\x94\xc4\x10"
 """How a region of one event begins: an array of four, the first a bin of 16 bytes."""
 _NO_METADATA = (b"",)
@@ -116,7 +117,8 @@ class Appender(Staging):
         position = self.position
         new = {event_id: self.number}
         if stored:
-            self.sessions.stage(owner, self.number)
+            owner.last = serial
+            self.sessions.steps.append((owner, self.number))
         self.put(name, region, 1, signature, version, now, 0, 1, stored)
         window.young.update(new)
         self.appends.append((new, position))

@@ -18,6 +18,9 @@ from tidelog.limits import INT_MAX, SESSION_RESULTS_MAX
 
 from .names import check_name
 
+NUMBERS_MAX = 2 * SESSION_RESULTS_MAX
+"""Results are thrown away by halves."""
+
 
 class SessionImage(NamedTuple):
     """A session as it stands between two groups: `numbers` are u64 little-endian, of its newest results."""
@@ -54,13 +57,6 @@ class Session:
         """The first batch of a durable append of this session; None if it is older than the results that are kept."""
         back = self.durable_last - serial
         return self.numbers[-1 - back] if back < min(len(self.numbers), SESSION_RESULTS_MAX) else None
-
-    def append(self, number: int) -> None:
-        """The next serial is durable, in the append that begins with this batch."""
-        self.durable_last += 1
-        self.numbers.append(number)
-        if len(self.numbers) >= 2 * SESSION_RESULTS_MAX:
-            del self.numbers[:-SESSION_RESULTS_MAX]
 
     def image(self) -> SessionImage:
         """What a checkpoint keeps of it."""
@@ -163,7 +159,10 @@ class Sessions:
         for session in self.opened[:opened]:
             session.durable_epoch += 1
         for session, number in self.steps[:steps]:
-            session.append(number)
+            session.durable_last += 1
+            session.numbers.append(number)
+            if len(session.numbers) >= NUMBERS_MAX:
+                del session.numbers[:-SESSION_RESULTS_MAX]
         del self.opened[:opened], self.steps[:steps]
 
     def rollback(self) -> None:
@@ -195,7 +194,8 @@ class Sessions:
         if serial != session.last + 1:
             return f"session {name!r} goes on with serial {serial}, expected {session.last + 1}"
         session.last += 1
-        session.append(number)
+        self.steps.append((session, number))
+        self.commit(0, 1)
         return ""
 
     def images(self) -> list[SessionImage]:
