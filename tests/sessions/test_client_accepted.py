@@ -22,6 +22,7 @@ from support.process import until
 from support.thread_broker import ThreadBroker, brokers_in_threads
 from tidelog import NO_STREAM, Client, Event, Subscription, WrongExpectedVersion
 from tidelog.errors import DeadlineExceeded, NotApplied, OutcomeUnknown, TidelogError
+from tidelog_broker import server
 
 SYNC = "tidelog-sync"
 EXIT_IO = 74
@@ -30,7 +31,9 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(server, "SLOW_SYNC_NS", -1)  # as where syncs are slow
+    monkeypatch.setattr(server, "LINGER_NS", 0)
     memory = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(prefix="tl-", dir=memory if os.access(memory, os.W_OK) else None))
     (path / "data").mkdir()

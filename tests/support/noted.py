@@ -32,6 +32,7 @@ from typing import Any
 from tidelog import Client, CursorInfo, Session
 from tidelog.batch import unpack_columns
 from tidelog.exchange import Call
+from tidelog.link import Link
 from tidelog.wire import APPEND, COMMIT_CURSOR, DUPLICATE_FLAG
 
 
@@ -50,18 +51,20 @@ class Noting:
     def wrap(self) -> None:
         """From here on."""
         kinds: Any = Client
-        for name in ("_submit", "session", "acquire_cursor", "cursor"):
+        for name in ("session", "acquire_cursor", "cursor"):
             setattr(kinds, name, self._wrapped(getattr(kinds, name), getattr(self, name)))
+        link: Any = Link
+        link._take_in = self._wrapped(link._take_in, self._take_in)
 
     @staticmethod
     def _wrapped(original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
         return lambda client, *args, **kwargs: instead(original, client, *args, **kwargs)
 
-    def _submit(self, original: Callable[..., None], client: Client, call: Call, now: float) -> None:
-        """Appends in a session or with a cursor, and commits of cursors."""
-        if call.kind in (APPEND, COMMIT_CURSOR):
+    def _take_in(self, original: Callable[..., bool], link: Link, call: Call, now: float) -> bool:
+        """Appends, and commits of cursors; asked again while there is no room."""
+        if call.kind in (APPEND, COMMIT_CURSOR) and not hasattr(call, "noted"):
             self._send(call)
-        original(client, call, now)
+        return original(link, call, now)
 
     def _send(self, call: Call) -> None:
         number = next(self._numbers)
@@ -76,6 +79,9 @@ class Noting:
             wake()
 
         call.wake = noted  # type: ignore[method-assign]
+        call.noted = True  # type: ignore[attr-defined]
+        if call.waiters is None:
+            call.waiters = []
 
     def _ended(self, number: int, call: Call) -> None:
         if call.error is not None:
