@@ -43,6 +43,7 @@ GROUP_SOFT_BYTES = 4 << 20
 """The drain ends here; what still waits is the next group's."""
 LINGER_NS = 5_000_000
 """A group for whose sync nobody waits is made durable after this, so that not each accepted append costs a sync."""
+SYNC_POLL_NS = 250_000_000
 SLOW_SYNC_NS = 2_000_000
 """Where a sync takes longer, it is worth a thread; else the hand-over costs the next requests more than the sync does."""
 LATER_MAX = 4_096
@@ -88,6 +89,7 @@ class Server:
             store.known,
             self._checkpoint,
             self._is_gone,
+            self._finish,
         )
         self.broker.read_only = store.log.read_only
         self._requests = self._socket(context, zmq.ROUTER)
@@ -238,6 +240,11 @@ class Server:
 
     def _end_sync(self) -> None:
         self._commit_with(self._sync.end, self._published)
+
+    def _finish(self) -> None:
+        """Nothing is under way behind this."""
+        if self._sync.running:
+            self._end_sync()
 
     def _seal(self) -> tuple[SealedGroup, list[tuple[bytes, bytes]]]:
         """The staged group, and what will be published of it."""
@@ -417,6 +424,8 @@ class Server:
             due_ns = min(due_ns, self._mark_due_ns())
         if self._lingers_until_ns:
             due_ns = min(due_ns, self._lingers_until_ns)
+        if self._sync.running:
+            due_ns = now_ns + SYNC_POLL_NS  # what is due waits for it, and its end wakes us
         ready = dict(self._poller.poll(max(1, (due_ns - now_ns) // 1_000_000)))
         if self._publish in ready:
             self._subscriptions()
@@ -447,8 +456,7 @@ class Server:
     def _stop(self) -> None:
         """Not ready first, then what is queued is answered, subscribers are told, the log is closed."""
         self.broker.stopping = True
-        if self._sync.running:
-            self._end_sync()
+        self._finish()
         until_ns = time.monotonic_ns() + STOP_DRAIN_NS
         while time.monotonic_ns() < until_ns:
             worked = self._drain()

@@ -7,6 +7,7 @@ append need.
 from __future__ import annotations
 
 import errno
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,7 +154,6 @@ class Store:
         self._log_id = b""
         self.checkpoint_group = 0
         self._base: BaseReader | None = None
-        self._kept: dict[int, KeptAppend] | None = None
         self.spill_failed = ""
         self.index_bytes_read = 0
         self._reset()
@@ -204,7 +204,7 @@ class Store:
         self._log_id = base.base.log_id
         self._tell(base)
         known = self.known
-        window = known.window = IdWindow.from_base(base.base, self._kept_appends().values())
+        window = known.window = IdWindow.from_base(base.base, (kept for kept in self._kept() if kept.ids))
         window.turns.insert(0, base.base.window_begins)  # the next base asks for it
         window.events = self._settings.id_window_events
         self._told = base.base.told
@@ -240,21 +240,24 @@ class Store:
 
     def _tell(self, base: BaseReader) -> None:
         """From here on this base tells of removed appends."""
-        self._base, self._kept = base, None
+        self._base = base
 
-    def _kept_appends(self) -> dict[int, KeptAppend]:
-        """The removed appends whose ids were known when the base was made, by number. Raises CorruptLog.
+    def _kept(self) -> Iterator[KeptAppend]:
+        """The removed appends that may be asked for again, in log order. Raises CorruptLog."""
+        try:
+            yield from self._base.kept() if self._base else ()
+        except OSError as error:
+            raise self._unreadable(error) from error
 
-        Read when somebody asks, for that takes up to a second, and repeats of what was removed are rare.
-        """
-        if self._kept is None:
-            try:
-                self._kept = {append.number: append for append in self._base.kept()} if self._base else {}
-            except OSError as error:
-                raise CorruptLog(
-                    f"the base can't be read: {error}", self._base.name if self._base else "", 0
-                ) from error
-        return self._kept
+    def _kept_append(self, number: int) -> KeptAppend | None:
+        """One of them. Raises CorruptLog."""
+        try:
+            return self._base.find(number) if self._base else None
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> CorruptLog:
+        return CorruptLog(f"the base can't be read: {error}", self._base.name if self._base else "", 0)
 
     def _load(self, saved: Checkpoint) -> None:
         runs = checkpoints.open_runs(self.disk, saved, self._runs)
@@ -397,15 +400,21 @@ class Store:
             for event_id, append in generation.items():
                 if append < number:
                     ids.setdefault(append, []).append(event_id)
+        wanted = array("Q", ids)
         for session in self.known.sessions.by_name.values():
-            for append in session.numbers[-SESSION_RESULTS_MAX:]:
-                if append < number:
-                    ids.setdefault(append, [])
-        known = self._kept_appends()
-        for append in sorted(ids):
-            kept = known.get(append)
-            writes = kept.writes if kept is not None else kept_writes(self.append(append))
-            yield KeptAppend(append, b"".join(ids[append]), writes)
+            wanted.extend(append for append in session.numbers[-SESSION_RESULTS_MAX:] if append < number)
+        told = self._kept()
+        kept = next(told, None)
+        before = -1
+        for append in sorted(wanted):
+            if append == before:
+                continue
+            before = append
+            while kept is not None and kept.number < append:
+                kept = next(told, None)
+            here = kept is not None and kept.number == append
+            writes = kept.writes if here and kept is not None else kept_writes(self.append(append))
+            yield KeptAppend(append, b"".join(ids.get(append, ())), writes)
 
     def use_base(self) -> None:
         """Go on with the base that another process wrote. Raises CorruptLog or OSError."""
@@ -416,7 +425,7 @@ class Store:
 
     def original(self, number: int) -> tuple[KeptWrite, ...]:
         """What a repeat of the append that begins with batch `number` is compared with and answered by. Raises CorruptLog."""
-        kept = self._kept_appends().get(number) if number < self.index.base_number else None
+        kept = self._kept_append(number) if number < self.index.base_number else None
         return kept.writes if kept is not None else kept_writes(self.append(number))
 
     def append(self, number: int) -> list[Batch]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .calls import Calls, first, seconds
 from .consuming import CursorMove, cursor_move
-from .errors import InvalidArgument, OutcomeUnknown
+from .errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, TidelogError
 from .link import Future, Watched
 from .messages import ANY, Appended, Event, ExpectedVersion, Write
 from .wire import (
@@ -173,15 +173,22 @@ class Appends(Calls):
         exchange = self._link.exchange
         for call in self._link.locked(exchange.under_way):
             self._link.wait(call, max(until - monotonic(), 0.0))
+        told: TidelogError | None = None
         for key, position in self._link.locked(lambda: list(exchange.accepted.items())):
             try:
                 self._call(WAIT_DURABLE, (*key, position), first, max(until - monotonic(), 0.0)).result()
-            except OutcomeUnknown:
-                self._link.locked(partial(exchange.flushed, key, position))
-                raise
+            except OutcomeUnknown as error:
+                told = told or error
             self._link.locked(partial(exchange.flushed, key, position))
         for producer in self._link.locked(lambda: list(exchange.unflushed)):
-            producer.flush(until)
+            try:
+                producer.flush(until)
+            except DeadlineExceeded:
+                raise
+            except TidelogError as error:
+                told = told or error
+        if told is not None:
+            raise told
 
     def wait_durable(self, appended: Appended, timeout: float | None = None) -> int:
         """Wait until an append is durable → the head. Raises OutcomeUnknown when the broker has lost track of it."""

@@ -85,19 +85,24 @@ class Consumes(Reads):
             start = start if stands is None else stands
         elif lease:
             raise InvalidArgument("a lease is of a cursor: name it")
-        made = Subscription(
-            self,
-            scope,
-            name,
-            start,
-            types_filter(types),
-            markers,
-            on_lag == "raise",
-            checkpoint_events,
-            checkpoint_idle,
-            cursor,
-            lease,
-        )
+        try:
+            made = Subscription(
+                self,
+                scope,
+                name,
+                start,
+                types_filter(types),
+                markers,
+                on_lag == "raise",
+                checkpoint_events,
+                checkpoint_idle,
+                cursor,
+                lease,
+            )
+        except BaseException:
+            if lease:
+                self._let_go(cursor)
+            raise
         self._subscriptions.add(made)
         return made
 
@@ -112,8 +117,9 @@ class Consumes(Reads):
     def cursor(self, name: str, *, timeout: float | None = None) -> CursorInfo:
         """Where a cursor stands; from there this client's next move of it is expected to go on."""
         row = self._call(CURSOR_INFO, (cursor_name(name),), numbers, timeout).result()
-        ours = self._cursors.lease(name)
-        self._cursors.found(name, row[0], ours if row[1] is not None and row[2] == ours else None)
+        self._cursors.found(name, row[0])
+        if row[1] is None or row[2] != self._cursors.lease(name):
+            self._cursors.leased(name, None)
         return CursorInfo(name, *row[:3])
 
     def cursors(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[CursorInfo]:
@@ -141,7 +147,7 @@ class Consumes(Reads):
         lease = self._cursors.lease(cursor_name(name))
         fields = (name, True, bound(position, "position"), lease, os.urandom(16))
         self._call(COMMIT_CURSOR, fields, first, timeout).result()
-        self._cursors.found(name, position, lease)
+        self._cursors.found(name, position)
 
     def acquire_cursor(self, name: str, *, timeout: float | None = None) -> int | None:
         """Take the lease of a cursor: only this client moves it from then on → its position. Again is harmless.
@@ -152,15 +158,16 @@ class Consumes(Reads):
         """
         fields = (cursor_name(name), ACQUIRE, None)
         lease, position = self._call(LEASE, fields, numbers, timeout).result()[:2]
-        self._cursors.found(name, position, lease)
+        self._cursors.leased(name, lease)
+        self._cursors.found(name, position)
         return position  # type: ignore[no-any-return]
 
     def release_cursor(self, name: str, *, timeout: float | None = None) -> None:
         """Give the lease of a cursor back, if we have it."""
         lease = self._cursors.lease(cursor_name(name))
         if lease is not None:
-            self._cursors.lost(name)
             self._call(LEASE, (name, RELEASE, lease), first, timeout).result()
+            self._cursors.leased(name, None)
 
     def _still_held(self, name: str) -> bool:
         """Whether a lease that we took is still ours."""
@@ -171,7 +178,7 @@ class Consumes(Reads):
         """Give a lease back without waiting for the answer: if it does not get there, the end of the connection tells as much."""
         lease = None if name is None else self._cursors.lease(name)
         if name is not None and lease is not None:
-            self._cursors.lost(name)
+            self._cursors.leased(name, None)
             call = Future(self._link, LEASE, (name, RELEASE, lease), monotonic() + self.timeout, first)
             try:
                 self._link.submit_unattended(call, monotonic())

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """One cursor: where the last move under way takes it, where it is known to stand, and the lease, if we have it."""
+    """One cursor: where the last move under way takes it, and where it is known to stand."""
 
-    def __init__(self, position: int | None, lease: int | None) -> None:
+    def __init__(self, position: int | None) -> None:
         self.position = self.confirmed = position
-        self.lease = lease
 
 
 class HeldCursors:
@@ -27,23 +26,30 @@ class HeldCursors:
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
         self._why: dict[str, TidelogError] = {}
+        self._leases: dict[str, int] = {}
 
-    def found(self, name: str, position: int | None, lease: int | None = None) -> None:
-        """The broker said where it stands; `lease` if it is ours."""
+    def found(self, name: str, position: int | None) -> None:
+        """The broker said where it stands."""
         self._why.pop(name, None)
-        self._held[name] = Held(position, lease)
+        self._held[name] = Held(position)
 
-    def lost(self, name: str, why: TidelogError | None = None) -> None:
-        """Nothing is known about it any more; who moves it is told why until he has read it again."""
+    def lost(self, name: str, why: TidelogError) -> None:
+        """Nothing is known about it any more; who moves it is told why until he has read it again. A lease of ours stays."""
         self._held.pop(name, None)
-        self._why.pop(name, None)
-        if why is not None:
-            self._why[name] = why
+        self._why[name] = why
+        if isinstance(why, LeaseLost):
+            self._leases.pop(name, None)
+
+    def leased(self, name: str, lease: int | None) -> None:
+        """The number of our lease, or that we have none."""
+        if lease is None:
+            self._leases.pop(name, None)
+        else:
+            self._leases[name] = lease
 
     def lease(self, name: str) -> int | None:
         """The number of our lease."""
-        held = self._held.get(name)
-        return None if held is None else held.lease
+        return self._leases.get(name)
 
     def move(self, name: str, position: int) -> tuple[list[Any], Move]:
         """(what a request says of it: `[name, expected, position, lease]`, what must be told how it ended).
@@ -59,7 +65,7 @@ class HeldCursors:
             raise InvalidArgument(
                 f"where cursor {name!r} stands is not known: read it first, by client.cursor() or subscribe(cursor=…)"
             )
-        words = [name, held.position, position, held.lease]
+        words = [name, held.position, position, self._leases.get(name)]
         held.position = position
         return words, Move(self, name, held, position)
 

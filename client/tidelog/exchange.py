@@ -277,7 +277,9 @@ class Exchange:
             return
         self.state = State.IDLE
         for call in self.table.values():
-            call.carried = call.sent
+            call.carried = call.carried or call.sent
+        for _, call in self._later:
+            call.carried = call.carried or call.sent
         self.queue.clear()
         self._packed.clear()
         self.queue_bytes = 0
@@ -376,9 +378,10 @@ class Exchange:
                     call.reply = reply
                     call.hello = hello
                     call.settled = True
-                    del table[reply[0]]
                     if call.session is not None:
+                        # First of all: an interrupt on the way leaves the call in the table, and it is told again.
                         call.session.ended(call)
+                    del table[reply[0]]
                     if call.waiters is not None:
                         call.wake()
                     continue
@@ -511,6 +514,8 @@ class Exchange:
         call.retries += 1
         behind = call.session.behind(call) if call.session is not None else ()
         for one in (call, *behind):
+            if one is not call:
+                one.carried = one.carried or one.sent  # its answer is ignored from here on
             if self.table.pop(one.id, None) is not None:
                 heappush(self._later, (due, one))
 

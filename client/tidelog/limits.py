@@ -73,8 +73,8 @@ IPC_PATH_BYTES_MAX = 107
 SESSION_RESULTS_MAX = 4_096
 """The newest results of a session that a repeat is answered with."""
 
-SESSIONS_MAX = 10_000
-"""Default: most sessions of a log. Each takes up to 64 KiB of the broker's memory."""
+SESSIONS_MAX = 1_000
+"""Default: most sessions of a log. Each takes up to 64 KiB of the broker's memory, and 2 MB of a base."""
 
 CURSORS_MAX = 65_536
 """Default: most cursors of a log."""

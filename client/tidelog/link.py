@@ -266,7 +266,9 @@ class Link:
                 self._wakeup.set()
 
     def locked(self, work: Callable[[], T]) -> T:
-        """Do something with the exchange that no other thread may see half done."""
+        """Do something with the exchange that no other thread may see half done. Raises UsedAfterFork."""
+        if self.forked:
+            raise UsedAfterFork("this client belongs to the parent process; make one in this process")
         with self._mutex:
             return work()
 

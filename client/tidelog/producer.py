@@ -51,7 +51,7 @@ class Producer:
     def assign(self, call: Call) -> None:
         """The call gets the next serial. Raises what ended the session, and InDoubt."""
         if self.failure is not None:
-            raise self.failure
+            raise again(self.failure)
         if self.in_doubt:
             raise InDoubt
         serial = call.serial = self.next
@@ -67,16 +67,28 @@ class Producer:
         del self.calls[call.serial]
         self.next = call.serial
 
-    def resolved(self, last: int) -> None:
-        """The broker says that `last` is the newest serial it has; nothing is under way but what it does not know of."""
+    def doubt(self) -> None:
+        """Nothing more is sent until `resolved`."""
+        self.in_doubt = True
+
+    def resolved(self, last: int) -> bool:
+        """The broker says that `last` is the newest serial it has; False when something is under way again: ask once more."""
+        if self.calls:
+            return False
         self.confirm(last)
         self._give_up(self._behind_a_hole(last))
         self.last = max(self.last, last) if self.accepted else last
-        if self.in_doubt:
-            self.in_doubt = False
-            self.next = last + 1 + len(self.accepted)
+        self.in_doubt = False
+        self.next = last + 1 + len(self.accepted)
         if self.accepted:
             self.send_again(list(self.accepted))
+        return True
+
+    def fenced(self, error: SessionFenced) -> None:
+        """The session is another's now: what was accepted may be in the log or not, and stays so."""
+        self.failure = error
+        self.accepted.clear()
+        self._exchange.unflushed.discard(self)
 
     def behind(self, call: Call) -> list[Call]:
         """What is under way behind a call."""
@@ -105,9 +117,9 @@ class Producer:
         for done in lost:
             self.accepted.remove(done)
             _, session, cursor, writes = done.fields
-            again = Resent(APPEND, (0, session, cursor, writes), float("inf"))
-            again.session, again.serial = self, done.serial
-            self.calls[done.serial] = again
+            call = Resent(APPEND, (0, session, cursor, writes), float("inf"))
+            call.session, call.serial = self, done.serial
+            self.calls[done.serial] = call
         self.calls = dict(sorted(self.calls.items()))
         self._exchange.send_in_order(list(self.calls.values()))
 
@@ -131,7 +143,7 @@ class Producer:
         else:
             self._refused(call, error)
 
-    def again(self) -> list[Call]:
+    def under_way_again(self) -> list[Call]:
         """What was accepted and lost, and is under way once more."""
         return [call for call in self.calls.values() if isinstance(call, Resent)]
 
@@ -139,7 +151,7 @@ class Producer:
         """Everything up to this serial is durable."""
         while self.accepted and self.accepted[0].serial <= serial:
             self.accepted.popleft()
-        if not self.accepted and self.lost is None and not self.again():
+        if not self.accepted and self.lost is None and not self.under_way_again():
             self._exchange.unflushed.discard(self)
 
     def _behind_a_hole(self, last: int) -> list[Call]:
@@ -169,13 +181,16 @@ class Producer:
         for other in later:
             del self.calls[other.serial]
         fenced = isinstance(error, SessionFenced)
-        if fenced or isinstance(call, Resent):
-            self.failure = type(error)(error.text, *error.facts, maybe_applied=False)
+        if fenced:
+            self.failure = again(error)
+        elif isinstance(call, Resent):
+            text = f"what was accepted as serial {call.serial} was lost, and is refused now ({error}): open the session again"
+            self.failure = NotApplied(text, call.serial)
         if not self.in_doubt:
             self.next = call.serial
-        again = [done for done in (call, *later) if isinstance(done, Resent)]
+        lost = [done for done in (call, *later) if isinstance(done, Resent)]
         # Accepted ones behind it: the group of both failed, and this one was told.
-        self._give_up([*again, *(done for done in self.accepted if done.serial > call.serial)])
+        self._give_up([*lost, *(done for done in self.accepted if done.serial > call.serial)])
         for other in later:
             own = SessionFenced(error.text, *error.facts, maybe_applied=other.carried) if fenced else None
             self._exchange.cancel(other, own or not_applied(other.serial))
@@ -189,6 +204,11 @@ class Resent(Call):
     def wake(self) -> None:
         for follower in self.waiters:
             follower.wake()
+
+
+def again(error: TidelogError) -> TidelogError:
+    """The same error for somebody else, whose call was not sent: one that is raised twice keeps both callers' frames."""
+    return type(error)(error.text, *error.facts, maybe_applied=False)
 
 
 def not_applied(serial: int) -> NotApplied:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from .calls import put_back
-from .errors import DeadlineExceeded, OutcomeUnknown
+from .errors import DeadlineExceeded, OutcomeUnknown, SessionFenced
 from .exchange import Call, last_position
 from .link import Future
 from .messages import ANY, Appended, Event, ExpectedVersion, Write
@@ -125,18 +125,36 @@ class Session:
             raise
 
     def _settle_doubt(self, until: float) -> None:
-        """Wait for what is under way, then ask the broker where the session stands."""
+        """A call of this session ended in doubt: ask the broker where the session stands."""
+        try:
+            if self._producer.in_doubt:
+                self._resolve(until)
+        except DeadlineExceeded as error:
+            text = (
+                f"an append of this session ended in doubt, and the broker does not tell where it stands: {error.text}"
+            )
+            raise DeadlineExceeded(text) from None
+
+    def _resolve(self, until: float) -> None:
+        """Let nothing more be sent, wait for what is under way, ask the broker, and go on from there."""
         producer, link = self._producer, self._link
-        with self._asking:
-            if not producer.in_doubt:
-                return
-            try:
-                for call in link.locked(lambda: list(producer.calls.values())):
-                    link.wait(call, max(until - monotonic(), 0.0))
-                link.locked(partial(producer.resolved, self._ask(until)))
-            except DeadlineExceeded as error:
-                text = f"an append of this session ended in doubt, and the broker does not tell where it stands: {error.text}"
-                raise DeadlineExceeded(text) from None
+        if not self._asking.acquire(timeout=max(until - monotonic(), 0.0)):
+            raise DeadlineExceeded("another thread still asks the broker where this session stands")
+        try:
+            link.locked(producer.doubt)
+            while True:
+                while calls := link.locked(lambda: list(producer.calls.values())):
+                    for call in calls:
+                        link.wait(call, max(until - monotonic(), 0.0))
+                try:
+                    last = self._ask(until)
+                except SessionFenced as error:
+                    link.locked(partial(producer.fenced, error))
+                    raise
+                if link.locked(partial(producer.resolved, last)):
+                    return
+        finally:
+            self._asking.release()
 
     def _ask(self, until: float) -> int:
         """The last serial that the broker has taken, if our epoch is still in force. Raises SessionFenced."""
@@ -147,7 +165,7 @@ class Session:
         """Wait until all that was accepted is durable; what was lost is sent again. Raises what ended the session or lost it."""
         producer, link = self._producer, self._link
         while True:
-            for call in link.locked(producer.again):
+            for call in link.locked(producer.under_way_again):
                 link.wait(call, max(until - monotonic(), 0.0))
             last = link.locked(lambda: producer.accepted[-1] if producer.accepted else None)
             if last is None:
@@ -158,13 +176,12 @@ class Session:
                 self._client._call(WAIT_DURABLE, fields, _pair, max(until - monotonic(), 0.0)).result()
                 link.locked(partial(producer.confirm, last.serial))
             except OutcomeUnknown:
-                link.locked(partial(producer.resolved, self._ask(until)))
-                for call in link.locked(lambda: list(producer.calls.values())):
-                    link.wait(call, max(until - monotonic(), 0.0))
+                try:
+                    self._resolve(until)
+                except SessionFenced as error:
+                    raise SessionFenced(error.text, *error.facts, maybe_applied=True) from None
         lost, producer.lost = producer.lost, None
         link.locked(partial(producer.confirm, 0))
-        if producer.failure is not None:
-            raise producer.failure
         if lost is not None:
             raise lost
 

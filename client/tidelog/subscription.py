@@ -177,8 +177,13 @@ class Subscription:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_busy"):
-            self.close()
+        # No lock is taken: a collection may come while this very thread holds it. A lease ends with the client.
+        if hasattr(self, "_busy") and not self._client._link.forked:
+            self._stopped = True
+            if self._sub is not None:
+                self._sub.close(0)
+                self._sub = None
+            self._wakeup.close()
 
     def __iter__(self) -> Subscription:
         return self

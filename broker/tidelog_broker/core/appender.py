@@ -28,7 +28,7 @@ from .format import SESSION, TRUNCATE_LOG
 from .index import Index
 from .known import Known
 from .sessions import Session
-from .staged import GroupFull, Pending, Staging
+from .staged import GroupFull, Staging
 from .unpack import SMALL_BYTES
 from .writes import AppendLimits, Planned, WriteChecks
 
@@ -374,15 +374,9 @@ class Appender(Staging):
 
     def _pending(self, number: int) -> list[KeptWrite]:
         """A pending append's batches."""
-        rows: list[Pending] = []
-        for row in self.pending():
-            if rows and row.starts:
-                break
-            if row.number >= number:
-                rows.append(row)
         return [
             KeptWrite(row.stream, row.first_position, row.first_version, row.events, fingerprint(row.region))
-            for row in rows
+            for row in self.pending(number)
         ]
 
 

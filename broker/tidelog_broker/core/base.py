@@ -7,6 +7,7 @@ so that neither writing nor reading holds it all in memory.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -31,6 +32,8 @@ BLOCK_ROWS = 512
 BLOCK_BYTES = 1 << 20
 """A block is closed when it has so many rows or bytes; one row may be longer."""
 BLOCK_BYTES_MAX = 64 << 20
+BLOCK_HEAD_BYTES = 64
+"""A block's first row begins within these."""
 LOG, IDS, CATEGORIES, STREAMS, SESSIONS, CURSORS = "log", "ids", "categories", "streams", "sessions", "cursors"
 _KINDS = (IDS, CATEGORIES, STREAMS, SESSIONS, CURSORS)
 
@@ -135,6 +138,7 @@ class BaseReader:
         """Raises CorruptLog, or InvalidHeader for a newer version."""
         self.name = name
         self._read = read
+        self._blocks: list[tuple[int, int]] | None = None
         header = read(0, HEADER_BYTES)
         if len(header) < HEADER_BYTES or crc32(header[:-4]).to_bytes(4, "little") != header[-4:]:
             raise self._damage(0, "checksum of its header")
@@ -195,6 +199,46 @@ class BaseReader:
                     raise self._damage(at, "a row of ids")
                 yield append
             at = following
+
+    def find(self, number: int) -> KeptAppend | None:
+        """The removed append that begins with this batch, if it is kept. Raises CorruptLog.
+
+        Reads one block of them; the first time it looks where each block begins.
+        """
+        if self._blocks is None:
+            self._blocks = list(self._kept_blocks())
+        at = bisect_right(self._blocks, (number, self._size)) - 1
+        if at < 0:
+            return None
+        place = self._blocks[at][1]
+        for row in self._rows(place)[1]:
+            append = _kept_of(row)
+            if append is None:
+                raise self._damage(place, "a row of ids")
+            if append.number == number:
+                return append
+        return None
+
+    def _kept_blocks(self) -> Iterator[tuple[int, int]]:
+        """(number of the first append, offset) of each block of kept appends, from the blocks' first bytes alone."""
+        at = self._first
+        while at < self._size:
+            length, _ = _BLOCK.unpack(self._read(at, _BLOCK.size).ljust(_BLOCK.size, b"\0"))
+            unpacker = msgpack.Unpacker()
+            unpacker.feed(self._read(at + _BLOCK.size, min(length, BLOCK_HEAD_BYTES)))
+            try:
+                unpacker.read_array_header()
+                if unpacker.unpack() != IDS:
+                    return
+                unpacker.read_array_header()
+                unpacker.read_array_header()
+                number = unpacker.unpack()
+            except Exception:
+                number = None
+            if type(number) is not int or not length:
+                raise self._damage(at, "a block of ids")
+            yield number, at
+            at += _BLOCK.size + length
 
     def rows(self) -> Iterator[tuple[str, list[Any]]]:
         """(kind, row) of all that stands behind the ids, each kind sorted by name, the kinds in their order:

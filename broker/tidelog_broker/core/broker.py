@@ -91,6 +91,7 @@ class Broker:
         known: Known | None = None,
         checkpoint: Callable[[bool], tuple[str, dict[str, Any]]] = lambda begin: ("none", {}),
         is_gone: Callable[[str], bool] = lambda holder: True,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self.identity = identity
         self.index = index
@@ -113,6 +114,7 @@ class Broker:
         self._verify = verify
         self._checkpoint = checkpoint
         self._is_gone = is_gone
+        self._finish = finish
         self._now = 0
 
     # -- taking messages
@@ -169,6 +171,7 @@ class Broker:
 
     def _admit(self, peer: Peer, request: Request) -> bool:
         """Stage or refuse one append; False when the group is full."""
+        staged = len(self.appender.parts)
         try:
             if self.read_only:
                 raise Unavailable("this broker only reads: it was started with --salvage", "read-only")
@@ -181,6 +184,10 @@ class Broker:
         except TidelogError as error:
             self.refused += 1
             reply, fated = _refusal(request[1], error), error.shares_fate
+        if fated and self.appender.sealed is not None and len(self.appender.parts) == staged:
+            # It may rest on the group that is under way, and must not share the next one's fate.
+            self._finish()
+            return self._admit(peer, request)
         self._touch(peer)
         (peer.fated if fated else peer.ready).append(reply)
         return True
@@ -263,9 +270,12 @@ class Broker:
             self._touch(peer)
             peer.ready += [_refusal(reply[0], error) for reply in replies]
         self._aside.clear()
-        told = [row for row in self.waiting if row.request[0] == wire.WAIT_DURABLE]
-        self.later += [(row.peer, row.request) for row in told]
-        self.waiting = [row for row in self.waiting if row not in told]
+        waiting, self.waiting = self.waiting, []
+        for row in waiting:
+            if row.request[0] == wire.WAIT_DURABLE:
+                self.later.append((row.peer, row.request))
+            else:
+                self.waiting.append(row)
 
     # -- everything but appends
 

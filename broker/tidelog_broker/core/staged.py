@@ -6,7 +6,6 @@ the rules of append alone: index, id window, sessions and cursors take it in wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -74,6 +73,8 @@ class Staging:
         """Next versions of the streams in what is pending."""
         self.appends: list[tuple[dict[bytes, int], int]] = []
         self.truncations: list[int] = []
+        self._rows: list[Pending] = []
+        self._rows_of = 0
 
     @property
     def is_pending(self) -> bool:
@@ -132,18 +133,21 @@ class Staging:
         self.bytes += length
         self.recorded_at = now
 
-    def pending(self) -> Iterator[Pending]:
-        """Every event batch that is not durable yet, in order."""
-        number, position = self.index.stop, self.index.head
-        groups = [(self.parts, self.staged)]
-        if self.sealed is not None:
-            groups.insert(0, (self.sealed.parts, self.sealed.staged))
-        for parts, staged in groups:
-            for place, (name, events, version, _, _, starts, _) in enumerate(staged):
-                if events:
-                    yield Pending(number, name, position, version, events, parts[3 * place + 1], bool(starts))
-                    number += 1
-                    position += events
+    def pending(self, number: int) -> list[Pending]:
+        """The event batches of the append that begins with this batch and is not durable yet."""
+        first = self.index.stop
+        rows = self._rows
+        if self.sealed is not None and not rows:
+            _add_rows(rows, self.sealed.parts, self.sealed.staged, 0, first, self.index.head)
+        # Only what came since somebody asked last: repeats may be many, and must not cost the whole group each.
+        position = rows[-1].first_position + rows[-1].events if rows else self.index.head
+        _add_rows(rows, self.parts, self.staged, self._rows_of, first + len(rows), position)
+        self._rows_of = len(self.staged)
+        at = number - first
+        stop = at + 1
+        while stop < len(rows) and not rows[stop].starts:
+            stop += 1
+        return rows[at:stop]
 
     # -- the group's end
 
@@ -161,6 +165,7 @@ class Staging:
         """The sealed group (sealed now, if none is) is durable at this place: everything that it changes is changed."""
         group = self.sealed or self.seal()
         self.sealed = None
+        self._forget_rows()
         self.index.apply(ordinal, offset, group.staged)
         self.index.recorded_at = max(self.index.recorded_at, group.recorded_at)
         for position in group.truncations:
@@ -189,9 +194,25 @@ class Staging:
         self.number = self.index.stop
 
     def _empty(self) -> None:
+        self._forget_rows()
         self.parts = []
         self.staged = []
         self.appends = []
         self.truncations = []
         self.bytes = 0
         self.accepted = False
+
+    def _forget_rows(self) -> None:
+        self._rows = []
+        self._rows_of = 0
+
+
+def _add_rows(
+    rows: list[Pending], parts: list[bytes], staged: list[Staged], since: int, number: int, position: int
+) -> None:
+    for place in range(since, len(staged)):
+        name, events, version, _, _, starts, _ = staged[place]
+        if events:
+            rows.append(Pending(number, name, position, version, events, parts[3 * place + 1], bool(starts)))
+            number += 1
+            position += events
