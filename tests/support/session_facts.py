@@ -76,12 +76,14 @@ def read_facts(data: Path) -> list[Fact]:
 
         return look
 
-    store = Store.inspect(RealDisk(data), LogSettings(), around)
+    disk = RealDisk(data)
     try:
+        store = Store.inspect(disk, LogSettings(), around)
+        store.log.abandon()
         if store.log.damage is not None:
             raise store.log.damage
     finally:
-        store.log.abandon()
+        disk.close()
     return facts
 
 
