@@ -163,6 +163,8 @@ class Exchange:
         self._next_id = call.id = self._next_id + 1
         if not self.table:
             self._heard = now
+        if call.deadline < self._next_deadline:
+            self._next_deadline = call.deadline
         if call.session is not None and not call.serial:
             if not self._submit_next(call, call.session, now):
                 return
@@ -171,8 +173,6 @@ class Exchange:
         else:
             pack(call.fields)  # what can't be packed is refused here, where its caller still listens
         self.table[call.id] = call
-        if call.deadline < self._next_deadline:
-            self._next_deadline = call.deadline
 
     def _submit_next(self, call: Call, session: Producer, now: float) -> bool:
         """A session's next call, behind those before it: False when they wait for their next try, and it with them."""

@@ -18,7 +18,7 @@ from .names import check_name, is_name
 
 COMMIT_BYTES = 16
 ACQUIRE, RELEASE, BREAK = 0, 1, 2
-"""What LEASE asks for (PROTOCOL.md §6)."""
+"""What LEASE asks for (PROTOCOL.md §5.2)."""
 
 
 class Cursor(NamedTuple):

@@ -110,7 +110,7 @@ class Sessions:
         return error
 
     def open(self, name: object, resume: object) -> tuple[Session, int | None]:
-        """(session, the epoch to be written, None if the one in force goes on) for OPEN_SESSION (PROTOCOL.md §6).
+        """(session, the epoch to be written, None if the one in force goes on) for OPEN_SESSION (PROTOCOL.md §5.1).
 
         `resume`: None a new epoch, 0 the one in force, n just that. Raises InvalidArgument, SessionFenced, Overloaded.
         """
